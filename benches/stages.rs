@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tollgate::config::{
-    AllowedFields, DirectoryKind, Limit, LimitKey, Limits, Quota, RequestRules, UnknownTokens,
-    UsersConfig, shipped_routes,
+    AllowedFields, DirectoryKind, Limit, LimitKey, Limits, ProfileRouting, Quota, RequestRules,
+    UnknownTokens, UsersConfig, shipped_routes,
 };
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{
-    Limiter, Peer, RateSubject, RouteTable, clean_fields, presents_credential,
+    Limiter, Peer, RateSubject, RouteTable, RouteUpstream, clean_fields, presents_credential,
 };
 use tollgate::profiles::{Profile, Role};
 use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
@@ -100,7 +100,13 @@ fn token_look_up(c: &mut Criterion) {
 }
 
 fn route_match(c: &mut Criterion) {
-    let table = RouteTable::new(&shipped_routes(Profile::DEFAULT, &"main".into()), |_| 0);
+    let table = RouteTable::new(
+        &shipped_routes(
+            Profile::DEFAULT,
+            &[ProfileRouting::everywhere("main".into())],
+        ),
+        |_| RouteUpstream::default(),
+    );
     let mut group = c.benchmark_group("route match");
     for (name, method, path) in [
         ("short", Method::POST, "/v1/messages"),
@@ -231,6 +237,7 @@ fn limiter(c: &mut Criterion) {
                     client: &clients[step % clients.len()],
                     peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                     class: "nodes",
+                    class_bucket: "main/nodes",
                 };
                 let admitted = runtime.block_on(limiter.admit(subject, Duration::ZERO));
                 assert!(black_box(admitted).is_ok());

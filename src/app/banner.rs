@@ -77,8 +77,15 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminSt
         let _ = writeln!(text, "  gate      {scheme}://{}", for_people(*address));
     }
     for upstream in &config.upstreams {
-        let behind = url(&upstream.base);
-        let _ = match &config.emulator {
+        let mut behind = url(&upstream.base);
+        if config.upstreams.len() > 1 {
+            behind = format!("{}, {behind}", upstream.name);
+        }
+        let emulator = config.emulator.as_ref();
+        let emulator = emulator.filter(|emulator| {
+            config.upstreams.len() == 1 || emulator.address.port() == upstream.base.port
+        });
+        let _ = match emulator {
             Some(emulator) => writeln!(
                 text,
                 "  behind    {behind}, the emulator (its switches: http://{})",

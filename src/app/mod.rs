@@ -39,7 +39,7 @@ use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskScope};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules, RouteTable, keep_probe_tried};
-use crate::upstream::{Upstream, UpstreamOpening};
+use crate::upstream::{LoginBudgets, Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
 use crate::watched_files::ReloadSignal;
 use prepare::prepare;
@@ -95,6 +95,7 @@ struct ControlParts {
     control: TaskScope,
     bootstrap: StoreBootstrap,
     pending: PendingUpstreams,
+    login_budgets: Arc<LoginBudgets>,
     /// Reads all watched files at once.
     reload_signal: ReloadSignal,
 }
@@ -161,12 +162,14 @@ async fn build(
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
     let reload_signal = ReloadSignal::default();
+    let login_budgets = Arc::new(LoginBudgets::default());
     let mut upstreams = Vec::new();
     for (settings, materials) in config.upstreams.iter().zip(prepared.upstreams) {
         let upstream = UpstreamOpening::new(settings, control, &metrics)
             .of(Some(materials))
             .announced_as(&via)
             .reloaded_on(&reload_signal)
+            .with_login_budgets(&login_budgets)
             .with_sealed_leases(bootstrap.sealed_leases());
         upstreams.push(upstream.open()?);
     }
@@ -182,6 +185,7 @@ async fn build(
         control: control.clone(),
         bootstrap,
         pending: PendingUpstreams::default(),
+        login_budgets,
         reload_signal,
     };
     admin.open(parts.for_operator());
@@ -323,6 +327,7 @@ impl ControlParts {
                 scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
+                login_budgets: Arc::clone(&self.login_budgets),
                 reload_signal: self.reload_signal.clone(),
             };
             reload.start(file, Arc::clone(&self.config));

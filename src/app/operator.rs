@@ -67,8 +67,7 @@ impl ControlParts {
                 return Err("store: away for longer than stale_for".to_owned());
             }
             let live = shared.live.load();
-            let upstreams = live.upstreams.iter();
-            let reasons: Vec<String> = upstreams.flat_map(|upstream| unready(upstream)).collect();
+            let reasons = unready_upstreams(&live, true);
             match reasons.is_empty() {
                 true => Ok(()),
                 false => Err(reasons.join("\n")),
@@ -93,6 +92,7 @@ impl ControlParts {
                 .into_iter()
                 .flatten()
                 .chain(keys)
+                .chain(unready_upstreams(&live, false))
                 .chain(pending.notes())
                 .collect();
             (!notes.is_empty()).then(|| notes.join("\n"))
@@ -100,13 +100,29 @@ impl ControlParts {
     }
 }
 
+/// Why requests would fail, of the upstreams that are required, or of those that are not.
+fn unready_upstreams(live: &LiveRules, required: bool) -> Vec<String> {
+    let has_several = live.upstreams.len() > 1;
+    let all = live.config.upstreams.iter().zip(&live.upstreams);
+    let of_kind = all.filter(|(settings, _)| settings.required == required);
+    of_kind
+        .flat_map(|(_, upstream)| unready(upstream, has_several))
+        .collect()
+}
+
 /// Why the next request to this upstream would fail.
-fn unready(upstream: &Upstream) -> impl Iterator<Item = String> {
+fn unready(upstream: &Upstream, is_named: bool) -> impl Iterator<Item = String> {
     let outage = upstream.health().outage();
     let session = upstream.session();
     let no_login = session.filter(|session| !session.is_ready());
     let outage = outage.map(|outage| outage.to_string());
-    let no_login = no_login.map(|session| session.status().to_string());
+    let no_login = no_login.map(|session| {
+        let status = session.status().to_string();
+        match status.strip_prefix("upstream ").filter(|_| is_named) {
+            Some(status) => format!("upstream {}: {status}", upstream.name),
+            None => status,
+        }
+    });
     outage.into_iter().chain(no_login)
 }
 

@@ -1,6 +1,7 @@
 //! What a start and a reload need of files and settings, read and checked before anything is
 //! opened. `check` does the same and drops the result, so that it finds what a start would refuse.
 
+use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use super::Error;
 use super::store_bootstrap::seal;
-use crate::config::{self, Config, Problem, Problems, StorePlace};
+use crate::config::{self, BaseAddress, Config, Problem, Problems, StorePlace, UpstreamConfig};
 use crate::error_chain::{causes, chain};
 use crate::listener::{self, ServerTls};
 use crate::metrics::Metrics;
@@ -100,6 +101,7 @@ impl<'a> ProblemSearch<'a> {
                 self.note(key, &error);
             }
         }
+        self.passwords_of_one_user();
         let seal = self.seal();
         if let StorePlace::Shared(settings) = &config.store.place
             && let Err(error) = shared::check_settings(settings)
@@ -169,6 +171,43 @@ impl<'a> ProblemSearch<'a> {
             }
         }
         all.into_iter().collect()
+    }
+
+    /// Two upstreams that log in as one user with different passwords: the upstream would refuse one of
+    /// them again and again, until it locks the user.
+    fn passwords_of_one_user(&mut self) {
+        let mut known: HashMap<(&BaseAddress, &str), (&UpstreamConfig, &SecretSource)> =
+            HashMap::new();
+        for upstream in &self.config.upstreams {
+            let Some(login) = &upstream.login else {
+                continue;
+            };
+            let account = (&upstream.base, login.username.as_str());
+            let Some((other, password)) = known.get(&account) else {
+                known.insert(account, (upstream, &login.password));
+                continue;
+            };
+            let is_other = match (password.read(), login.password.read()) {
+                (Ok(one), Ok(other)) => one != other,
+                _ => false, // reported already
+            };
+            if **password == login.password || !is_other {
+                continue;
+            }
+            let reason = format!(
+                "is not the password of upstream \"{}\", which logs in as the same user there",
+                other.name
+            );
+            self.found.push(FoundProblem {
+                problem: Problem {
+                    line: None,
+                    key: format!("upstream.{}.login.password", upstream.name),
+                    reason,
+                    suggestion: Some("use one source for both, or another user".to_owned()),
+                },
+                is_made_at_start: false,
+            });
+        }
     }
 
     fn seal(&mut self) -> Option<Option<Arc<SealingKeys>>> {

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::prepare::{PreparedParts, prepare};
-use super::upstream_change::{PendingUpstreams, UpstreamChange};
+use super::upstream_change::{PendingUpstreams, UpstreamChange, predecessor};
 use super::worker::BoundListener;
 use super::{ConfigApplied, ControlParts, Error};
-use crate::config::{self, Config};
+use crate::config::{self, Config, DirectoryKind};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
-use crate::upstream::{SealedLeaseStore, Upstream, UpstreamMaterials, UpstreamOpening};
+use crate::upstream::{
+    LoginBudgets, SealedLeaseStore, Upstream, UpstreamMaterials, UpstreamOpening,
+};
 use crate::watched_files::ReloadSignal;
 
 /// What a reload changes.
@@ -26,6 +28,7 @@ pub(super) struct ReloadTargets {
     pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
     pub(super) pending: PendingUpstreams,
+    pub(super) login_budgets: Arc<LoginBudgets>,
     pub(super) reload_signal: ReloadSignal,
 }
 
@@ -71,6 +74,7 @@ impl ReloadTargets {
 
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
         let old = self.shared.live.load_full();
+        check_users_upstream(&old.config, &config)?;
         // Everything that can fail comes before the first thing that changes.
         let PreparedParts {
             upstreams, routes, ..
@@ -101,19 +105,22 @@ impl ReloadTargets {
             upstreams,
             config,
         };
-        self.put_in_use(live);
+        self.put_in_use(live, &changes);
         drop(swap);
         self.retire(&old, changes).await;
         Ok(())
     }
 
-    fn put_in_use(&self, live: LiveRules) {
+    /// Logins that have stopped until an operator acts are tried again where the reload changes the
+    /// upstream: another upstream's change says nothing about a wrong password.
+    fn put_in_use(&self, live: LiveRules, changes: &[UpstreamChange]) {
         if let Some(then) = &self.on_reload {
             then.0(&live.config);
         }
-        for upstream in &live.upstreams {
+        for (upstream, change) in live.upstreams.iter().zip(changes) {
             upstream.take_over();
-            if let Some(session) = upstream.session() {
+            let is_changed = matches!(change, UpstreamChange::Ready { .. });
+            if let Some(session) = upstream.session().filter(|_| is_changed) {
                 session.nudge();
             }
         }
@@ -165,6 +172,7 @@ impl ReloadTargets {
         let opening = UpstreamOpening::new(settings, &self.scope, &self.shared.metrics)
             .of(materials)
             .announced_as(&self.shared.via)
+            .with_login_budgets(&self.login_budgets)
             .reloaded_on(&self.reload_signal);
         let opening = match before {
             Some(before) => opening
@@ -200,6 +208,17 @@ impl ReloadTargets {
             listener.settings.store(Arc::new(settings.clone()));
         }
         Ok(())
+    }
+}
+
+/// Fails when another upstream than before would have the users: their tokens, which are known here
+/// by now, would be sent to it.
+fn check_users_upstream(old: &Config, new: &Config) -> Result<(), Error> {
+    let is_relaying = old.users.directory == DirectoryKind::Upstream;
+    let before = predecessor(&old.upstreams, &new.upstreams, &new.users_upstream().name);
+    match is_relaying && before != Some(old.users_upstream) {
+        true => Err(Error::UsersUpstream),
+        false => Ok(()),
     }
 }
 

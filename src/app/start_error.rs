@@ -25,6 +25,8 @@ pub enum Error {
     },
     #[error("cannot set up the upstream")]
     Upstream(#[from] upstream::Error),
+    #[error("another upstream would have the users (users.upstream): this takes a restart")]
+    UsersUpstream,
     #[error("cannot open the store")]
     Store(#[source] store::OpenError),
     #[error("cannot use the shared store")]

@@ -240,16 +240,33 @@ fn position(live: &LiveRules, upstream: &Arc<Upstream>) -> Option<usize> {
 }
 
 /// Position in `old` of the upstream that the one named `name` of `new` replaces: the one of this
-/// name, or where a single upstream was renamed, the one that is gone. None: it was added.
-fn predecessor(old: &[UpstreamConfig], new: &[UpstreamConfig], name: &str) -> Option<usize> {
-    let has = |list: &[UpstreamConfig], name: &str| list.iter().any(|other| *other.name == *name);
+/// name, or the one that was renamed. One upstream before and after is the same service, whatever else
+/// has changed; among several, only one that has the same settings under another name. None: it was
+/// added.
+pub(super) fn predecessor(
+    old: &[UpstreamConfig],
+    new: &[UpstreamConfig],
+    name: &str,
+) -> Option<usize> {
     if let Some(same) = old.iter().position(|other| *other.name == *name) {
         return Some(same);
     }
-    let mut gone = (0..old.len()).filter(|at| !has(new, &old[*at].name));
-    let added = new.iter().filter(|other| !has(old, &other.name)).count();
+    if old.len() == 1 && new.len() == 1 {
+        return Some(0);
+    }
+    let has = |list: &[UpstreamConfig], name: &str| list.iter().any(|other| *other.name == *name);
+    let settings = new.iter().find(|other| *other.name == *name)?;
+    let is_same = |other: &&UpstreamConfig| {
+        let renamed = UpstreamConfig {
+            name: Arc::clone(&settings.name),
+            ..(*other).clone()
+        };
+        renamed == *settings
+    };
+    let mut gone = (0..old.len()).filter(|at| !has(new, &old[*at].name) && is_same(&&old[*at]));
+    let added = new.iter().filter(|other| !has(old, &other.name));
     match (gone.next(), gone.next()) {
-        (Some(gone), None) if added == 1 => Some(gone),
+        (Some(gone), None) if added.filter(is_same).count() == 1 => Some(gone),
         _ => None,
     }
 }

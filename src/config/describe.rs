@@ -2,12 +2,13 @@
 
 use std::fmt::{self, Write as _};
 
+use super::describe_routes::routes;
 use super::display::{DurationText, listed};
 use super::{
     AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
-    OnPasswordChange, Route,
+    OnPasswordChange,
 };
-use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig, UsersConfig};
+use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
@@ -27,13 +28,14 @@ impl Config {
         for upstream in &self.upstreams {
             describe_upstream(&mut page, upstream);
         }
-        describe_users(&mut page, &self.users);
+        describe_users(&mut page, self);
         describe_store(&mut page, &self.store);
         self.describe_keys(&mut page);
         self.describe_limits(&mut page);
         self.describe_rest(&mut page);
         page.0.push_str("\nroutes, first match wins: name, methods, path, access, target, class, longest body, time\n");
-        page.0.push_str(&routes(&self.routes));
+        page.0
+            .push_str(&routes(&self.routes, self.upstreams.len() > 1));
         page.0
     }
 
@@ -217,9 +219,13 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     if let Some(path) = &upstream.probe {
         page.row("", format!("tokens are tried at {path}"));
     }
+    if !upstream.required {
+        page.row("", "not required: the gate is ready without it");
+    }
 }
 
-fn describe_users(page: &mut ConfigReport, users: &UsersConfig) {
+fn describe_users(page: &mut ConfigReport, config: &Config) {
+    let users = &config.users;
     let unknown = match users.unknown_tokens {
         UnknownTokens::Reject => "unknown tokens are rejected",
         UnknownTokens::Ask => "unknown tokens are asked about",
@@ -236,7 +242,11 @@ fn describe_users(page: &mut ConfigReport, users: &UsersConfig) {
                 format!("own; tokens live {lifetime}, {each} each, {all} in all")
             }
             DirectoryKind::Upstream => {
-                format!("the upstream's; {unknown}; {each} tokens each, {all} in all")
+                let upstream = match config.upstreams.len() {
+                    1 => "the upstream",
+                    _ => &config.users_upstream().name,
+                };
+                format!("{upstream}'s; {unknown}; {each} tokens each, {all} in all")
             }
         },
     );
@@ -323,62 +333,4 @@ fn describe_limit(limit: &Limit) -> String {
     };
     let dry = if limit.dry_run { ", counted only" } else { "" };
     format!("{}: {} per {key}, {classes}{dry}", limit.name, limit.quota)
-}
-
-/// The route table in columns.
-fn routes(routes: &[Route]) -> String {
-    let rows: Vec<[String; 8]> = routes.iter().map(route).collect();
-    let mut widths = [0; 8];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths);
-        let line: Vec<_> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        let _ = writeln!(text, "  {}", line.join("  ").trim_end());
-    }
-    text
-}
-
-fn route(route: &Route) -> [String; 8] {
-    let methods = match route.methods.as_slice() {
-        [] => "any".to_owned(),
-        methods => listed(methods),
-    };
-    let host = match route.hosts.as_slice() {
-        [] => String::new(),
-        hosts => listed(hosts),
-    };
-    [
-        route.name.to_string(),
-        methods,
-        format!("{host}{}", route.path),
-        listed(&route.access),
-        route.target.to_string(),
-        route.class.to_string(),
-        bytes(route.max_body),
-        DurationText(route.timeout).to_string(),
-    ]
-}
-
-fn bytes(number: u64) -> String {
-    let units = [
-        (1 << 30, "GiB"),
-        (1_000_000_000, "GB"),
-        (1 << 20, "MiB"),
-        (1_000_000, "MB"),
-    ];
-    let small = [(1 << 10, "KiB"), (1, "B")];
-    let fits = |(size, _): &(u64, &str)| number >= *size && number.is_multiple_of(*size);
-    let (size, unit) = units
-        .into_iter()
-        .chain(small)
-        .find(fits)
-        .unwrap_or((1, "B"));
-    format!("{}{unit}", number / size)
 }

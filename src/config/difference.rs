@@ -1,8 +1,9 @@
 //! What a reload changes, and which changes wait for a restart.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Config, UpstreamConfig};
+use super::{Config, Route, UpstreamConfig};
 
 /// One changed section or key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +62,10 @@ impl Config {
         users.directory = self.users.directory;
         users.hashing_slots = self.users.hashing_slots;
         found.note("users", self.users != users, true);
+        let users_upstream = self.users_upstream().name != new.users_upstream().name;
+        found.note("users.upstream", users_upstream, true);
         found.by_name("api_key", &self.api_keys, &new.api_keys, |key| &key.name);
-        found.by_name("route", &self.routes, &new.routes, |route| &route.name);
+        self.routes(new, found);
         let (old_limits, new_limits) = (&self.limits, &new.limits);
         found.by_name(
             "limit",
@@ -75,6 +78,26 @@ impl Config {
         found.note("limits", *old_limits != limits, true);
         found.note("http", self.http != new.http, true);
         found.note("drain", self.drain != new.drain, true);
+    }
+
+    /// Routes of upstreams that are added or removed change with them.
+    fn routes(&self, new: &Self, found: &mut DifferenceList) {
+        let names = |config: &Self| -> HashSet<Arc<str>> {
+            let upstreams = config.upstreams.iter();
+            upstreams
+                .map(|upstream| Arc::clone(&upstream.name))
+                .collect()
+        };
+        let (old_names, new_names) = (names(self), names(new));
+        let stays = |route: &Route| {
+            old_names.contains(&route.upstream) && new_names.contains(&route.upstream)
+        };
+        let staying = |config: &Self| -> Vec<Route> {
+            let routes = config.routes.iter();
+            routes.filter(|route| stays(route)).cloned().collect()
+        };
+        let (old_routes, new_routes) = (staying(self), staying(new));
+        found.by_name("route", &old_routes, &new_routes, |route| &route.name);
     }
 
     fn upstreams(&self, new: &Self, found: &mut DifferenceList) {
@@ -126,6 +149,7 @@ fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut Differe
     note("timeouts", waits(old) != waits(new));
     note("replay_limit", old.replay_limit != new.replay_limit);
     note("probe", old.probe != new.probe);
+    note("required", old.required != new.required);
 }
 
 #[derive(Default)]
@@ -149,17 +173,27 @@ impl DifferenceList {
         name: fn(&T) -> &Arc<str>,
     ) {
         let before = self.0.len();
-        for item in old.iter().chain(new) {
-            let key = format!("{list}.{}", name(item));
-            let find = |items: &[T]| items.iter().position(|other| name(other) == name(item));
-            let (here, there) = (find(old), find(new));
-            let same = match (here, there) {
-                (Some(here), Some(there)) => old[here] == new[there],
-                _ => false,
-            };
-            if !same && !self.0[before..].iter().any(|other| other.key == key) {
-                self.note(&key, true, true);
+        let grouped = |items: &'_ [T]| -> HashMap<Arc<str>, Vec<usize>> {
+            let mut groups: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
+            for (position, item) in items.iter().enumerate() {
+                let group = groups.entry(Arc::clone(name(item))).or_default();
+                group.push(position);
             }
+            groups
+        };
+        let (old_groups, new_groups) = (grouped(old), grouped(new));
+        let mut seen = HashSet::new();
+        for item in old.iter().chain(new) {
+            let name = name(item);
+            if !seen.insert(Arc::clone(name)) {
+                continue;
+            }
+            let of = |groups: &HashMap<Arc<str>, Vec<usize>>| -> Vec<usize> {
+                groups.get(name).cloned().unwrap_or_default()
+            };
+            let here = of(&old_groups).into_iter().map(|at| &old[at]);
+            let there = of(&new_groups).into_iter().map(|at| &new[at]);
+            self.note(&format!("{list}.{name}"), !here.eq(there), true);
         }
         // Only the order differs, which decides between routes.
         if self.0.len() == before {

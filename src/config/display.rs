@@ -26,7 +26,7 @@ impl fmt::Display for Access {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Upstream(_) => "upstream",
+            Self::Upstream => "upstream",
             Self::Closed => "closed",
             Self::UsersNode(UsersCall::Login) => "users.login",
             Self::UsersNode(UsersCall::Logout) => "users.logout",

@@ -3,9 +3,11 @@
 //! `file/mod.rs`.
 
 mod describe;
+mod describe_routes;
 mod difference;
 mod display;
 mod file;
+mod path_prefix;
 mod pattern;
 mod problem;
 mod reload;
@@ -19,6 +21,7 @@ mod users_config;
 pub use difference::Difference;
 pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
+pub use path_prefix::PathPrefix;
 pub use pattern::{BadPattern, plain};
 pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
 pub use reload::ConfigWatcher;
@@ -26,7 +29,7 @@ pub use request_rules::{
     AddressBlock, AllowedFields, METHOD_PARAMETER, OVERRIDE_FIELDS, OverrideField, RequestRules,
     override_field,
 };
-pub use shipped::shipped_routes;
+pub use shipped::{ProfileRouting, shipped_routes};
 pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
@@ -58,6 +61,9 @@ pub struct Config {
     pub operator: Operator,
     /// At least one; their order is that of `LiveRules::upstreams`.
     pub upstreams: Vec<UpstreamConfig>,
+    /// Position in `upstreams` of the one that has the users, with `users.directory = "webapp"`; the
+    /// first one otherwise.
+    pub users_upstream: usize,
     pub users: UsersConfig,
     pub api_keys: Vec<ApiKey>,
     /// In match order: the file's own first, then the profile's.
@@ -71,22 +77,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// The upstream that has the users, with `users.directory = "upstream"`.
+    /// The upstream that has the users, with `users.directory = "webapp"`.
     pub fn users_upstream(&self) -> &UpstreamConfig {
-        &self.upstreams[Self::USERS_UPSTREAM]
-    }
-
-    /// Its position in `upstreams`.
-    pub const USERS_UPSTREAM: usize = 0;
-
-    /// Position in `upstreams` of the upstream that requests of this target go to.
-    pub fn upstream_position(&self, target: &Target) -> usize {
-        let Target::Upstream(name) = target else {
-            return Self::USERS_UPSTREAM;
-        };
-        let mut names = self.upstreams.iter().map(|upstream| &upstream.name);
-        let position = names.position(|other| other == name);
-        position.expect("a route names an upstream of its own configuration")
+        &self.upstreams[self.users_upstream]
     }
 }
 
@@ -164,10 +157,12 @@ pub struct UpstreamConfig {
     pub replay_limit: usize,
     /// Path of a GET that answers 401 to a token that is not valid; None: there is none.
     pub probe: Option<PathAndQuery>,
+    /// Whether the gateway is not ready while requests to this upstream would fail.
+    pub required: bool,
 }
 
 /// `https://host:port`, nothing after it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BaseAddress {
     pub tls: bool,
     /// A name, an IPv4 address, or an IPv6 address without brackets.
@@ -223,16 +218,24 @@ pub struct ApiKey {
 /// One entry of the route table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// Unique; also the metrics label.
+    /// The metrics label. Unique, but that each upstream has its own copy of a shipped route.
     pub name: Arc<str>,
-    /// Lower case, `*.example.org` allowed; empty: any host.
+    /// Lower case, without a final dot; `*.example.org` takes one or more labels in place of the
+    /// star; empty: any host.
     pub hosts: Vec<String>,
+    /// The path as the client sends it.
     pub path: PathPattern,
+    /// Removed from the path before it is forwarded.
+    pub strip_prefix: Option<PathPrefix>,
+    /// Whether `Host` is forwarded as the client sent it, in place of the upstream's own.
+    pub preserve_host: bool,
     /// Empty: every method. GET covers HEAD; OPTIONS needs no mention.
     pub methods: Vec<Method>,
     /// Any one of these lets a request in.
     pub access: Vec<Access>,
     pub target: Target,
+    /// Name of the upstream that the route belongs to and that `Target::Upstream` leads to.
+    pub upstream: Arc<str>,
     /// Which limits count its requests: `Limit::classes` refers to it.
     pub class: Arc<str>,
     /// Monitoring routes carry the upstream's API key, where there is one.
@@ -270,10 +273,10 @@ pub enum Access {
 }
 
 /// Where a route leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// To the upstream of this name, which `Config::upstreams` has.
-    Upstream(Arc<str>),
+    /// To `Route::upstream`.
+    Upstream,
     UsersNode(UsersCall),
     /// Answers 404, as if the route did not exist.
     Closed,

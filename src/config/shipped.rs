@@ -1,33 +1,101 @@
 //! The routes and limits of a profile, as the configuration has them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Access, AllowedFields, DirectoryKind, Limit, LimitKey, PathPattern, Quota, Route, Target,
+    Access, AllowedFields, DirectoryKind, Limit, LimitKey, PathPattern, PathPrefix, Quota, Route,
+    Target,
 };
 use crate::profiles::{Profile, ProfileAccess, ProfileRoute, Role, RouteNeeds};
 
-/// The route table of a profile, in match order, in front of the upstream of this name.
-pub fn shipped_routes(profile: &Profile, upstream: &Arc<str>) -> Vec<Route> {
-    let routes = profile.routes.iter();
-    routes
-        .map(|route| shipped(route, profile, upstream))
-        .collect()
+/// Where a profile's routes lead to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfileRouting {
+    pub upstream: Arc<str>,
+    /// As in `Route::hosts`.
+    pub hosts: Vec<String>,
+    /// Stands before the profile's paths, and is removed before they are forwarded.
+    pub path_prefix: Option<PathPrefix>,
 }
 
-fn shipped(route: &ProfileRoute, profile: &Profile, upstream: &Arc<str>) -> Route {
+impl ProfileRouting {
+    /// At any host, without a prefix.
+    pub fn everywhere(upstream: Arc<str>) -> Self {
+        Self {
+            upstream,
+            hosts: Vec::new(),
+            path_prefix: None,
+        }
+    }
+
+    /// One routing for each kind of host, so that they can be sorted.
+    fn by_kind_of_host(&self) -> Vec<Self> {
+        let of = |hosts: Vec<String>| Self {
+            hosts,
+            ..self.clone()
+        };
+        if self.hosts.is_empty() {
+            return vec![of(Vec::new())];
+        }
+        let is_wildcard = |host: &String| host.starts_with("*.");
+        let (wildcards, exact): (Vec<_>, Vec<_>) =
+            self.hosts.iter().cloned().partition(is_wildcard);
+        let mut all: Vec<Self> = wildcards.into_iter().map(|host| of(vec![host])).collect();
+        if !exact.is_empty() {
+            all.push(of(exact));
+        }
+        all
+    }
+
+    /// Smaller is more specific: a host by name, the longest wildcard, any host; then the longest
+    /// prefix.
+    fn rank(&self) -> (usize, Reverse<usize>, Reverse<usize>) {
+        let labels = |host: &String| host.split('.').count();
+        let host = match self.hosts.first() {
+            Some(host) if host.starts_with("*.") => (1, Reverse(labels(host))),
+            Some(_) => (0, Reverse(0)),
+            None => (2, Reverse(0)),
+        };
+        let prefix = self.path_prefix.as_ref().map_or(0, PathPrefix::len);
+        (host.0, host.1, Reverse(prefix))
+    }
+}
+
+/// The routes of a profile for each upstream, in match order: the more specific host and prefix first.
+pub fn shipped_routes(profile: &Profile, routings: &[ProfileRouting]) -> Vec<Route> {
+    let by_kind = routings.iter().flat_map(ProfileRouting::by_kind_of_host);
+    let mut sorted: Vec<ProfileRouting> = by_kind.collect();
+    sorted.sort_by_key(ProfileRouting::rank);
+    let of = |routing: &ProfileRouting| -> Vec<Route> {
+        let routes = profile.routes.iter();
+        routes
+            .map(|route| shipped(route, profile, routing))
+            .collect()
+    };
+    sorted.iter().flat_map(of).collect()
+}
+
+fn shipped(route: &ProfileRoute, profile: &Profile, routing: &ProfileRouting) -> Route {
     let first = route.name.split_once('.').map_or("", |(first, _)| first);
     let class = if profile.classes.contains(&first) {
         first
     } else {
         "other"
     };
+    let path = PathPattern::parse(route.path).expect("paths of profiles are checked by a test");
+    let prefix = routing.path_prefix.clone();
     let plain = Route {
         name: Arc::from(route.name),
-        hosts: Vec::new(),
-        path: PathPattern::parse(route.path).expect("paths of profiles are checked by a test"),
+        hosts: routing.hosts.clone(),
+        path: match &routing.path_prefix {
+            Some(prefix) => prefix.before(&path),
+            None => path,
+        },
+        strip_prefix: prefix.filter(|prefix| !prefix.is_empty()),
+        preserve_host: false,
         methods: route.methods.to_vec(),
         access: match route.access {
             ProfileAccess::Open => vec![Access::Open],
@@ -36,7 +104,8 @@ fn shipped(route: &ProfileRoute, profile: &Profile, upstream: &Arc<str>) -> Rout
             ProfileAccess::Admin => vec![Access::Role(Role::Admin)],
             ProfileAccess::Own => vec![Access::Token, Access::Role(Role::Admin)],
         },
-        target: Target::Upstream(Arc::clone(upstream)),
+        target: Target::Upstream,
+        upstream: Arc::clone(&routing.upstream),
         class: Arc::from(class),
         monitoring: false,
         max_body: 1 << 20,
@@ -91,7 +160,7 @@ pub(super) fn shipped_limits(
     // With its own users the gateway answers the users node itself. One bucket for all clients
     // would let one client use up the logins of all others, although none reaches the upstream.
     let reaches_upstream = |route: &&Route| match route.target {
-        Target::Upstream(_) => true,
+        Target::Upstream => true,
         Target::UsersNode(_) => directory == DirectoryKind::Upstream,
         Target::Closed => false,
     };

@@ -21,11 +21,14 @@ mod credential_fault;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
 mod headers;
+mod host_table;
 mod limit;
 mod peer;
 mod reject;
 mod request_context;
+mod route_rewrite;
 mod route_table;
+mod route_tree;
 mod stages;
 mod users_node;
 mod worker_context;
@@ -52,7 +55,7 @@ pub use limit::{
 };
 pub use peer::{LastToken, Peer, TlsFacts};
 pub use reject::{ErrorMapping, Rejection};
-pub use route_table::RouteTable;
+pub use route_table::{RouteTable, RouteUpstream};
 pub use stages::introspect::keep_probe_tried;
 pub use stages::token_introspection::TokenIntrospection;
 
@@ -94,9 +97,9 @@ impl LiveRules {
             .find(|upstream| *upstream.name == *name)
     }
 
-    /// The upstream that has the users, with `users.directory = "upstream"`.
+    /// The upstream that has the users, with `users.directory = "webapp"`.
     pub fn users_upstream(&self) -> &Arc<Upstream> {
-        &self.upstreams[Config::USERS_UPSTREAM]
+        &self.upstreams[self.config.users_upstream]
     }
 }
 

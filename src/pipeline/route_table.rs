@@ -1,12 +1,17 @@
-//! Finds the route for a host, a path and a method. A tree of path segments finds the candidates; the
-//! first of them in the configured order wins.
+//! Finds the route for a host, a path and a method. Trees of path segments, one for each host that a
+//! route names and one for all others, find the candidates; the first of them in the configured order
+//! wins.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use http::Method;
 
-use crate::config::{Config, PathPattern, Route, Segment, Target, plain};
+use super::host_table::HostTable;
+use super::route_rewrite::RouteRewrite;
+use super::route_tree::{RouteNode, segments};
+use crate::config::{Config, DirectoryKind, Route, Target};
 use crate::metrics::RouteCounts;
 use crate::pipeline::reject::Rejection;
 
@@ -17,7 +22,20 @@ pub(super) const ANY_METHOD: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTION
 #[derive(Debug, Default)]
 pub struct RouteTable {
     routes: Vec<RouteEntry>,
-    root: RouteNode,
+    /// Routes that take any host.
+    any_host: RouteNode,
+    /// None: no route names a host.
+    by_host: Option<Box<HostTable>>,
+}
+
+/// The upstream that the requests of a route go to.
+#[derive(Clone, Debug, Default)]
+pub struct RouteUpstream {
+    /// In `LiveRules::upstreams`.
+    pub position: usize,
+    pub name: Arc<str>,
+    /// Its own users call, with its own tokens, which are forwarded.
+    pub has_users: bool,
 }
 
 /// A route, and its request counts.
@@ -28,7 +46,20 @@ pub struct RouteEntry {
     pub(in crate::pipeline) index: usize,
     /// Position in `LiveRules::upstreams` of the upstream that its requests go to.
     pub(in crate::pipeline) upstream: usize,
+    /// The clients' own tokens are tokens of that upstream.
+    pub(in crate::pipeline) takes_client_tokens: bool,
+    /// Name of the bucket of limits by class: upstream and class.
+    pub(in crate::pipeline) class_bucket: Box<str>,
+    /// None: path and `Host` are forwarded as usual.
+    pub(in crate::pipeline) rewrite: Option<Box<RouteRewrite>>,
     pub(in crate::pipeline) counts: RouteCounts,
+}
+
+impl RouteEntry {
+    /// Whether its requests go to an upstream.
+    pub(in crate::pipeline) fn is_forwarded(&self) -> bool {
+        self.route.target == Target::Upstream || self.takes_client_tokens
+    }
 }
 
 impl Deref for RouteEntry {
@@ -39,50 +70,76 @@ impl Deref for RouteEntry {
     }
 }
 
-#[derive(Debug, Default)]
-struct RouteNode {
-    literal: BTreeMap<Box<str>, Self>,
-    one: Option<Box<Self>>,
-    /// Routes whose pattern ends at this node.
-    ends: Vec<usize>,
-    /// Routes whose pattern takes any segments after this node.
-    rest: Vec<usize>,
-}
-
 impl RouteTable {
     /// The routes of one configuration.
     pub fn of(config: &Config) -> Self {
-        Self::new(&config.routes, |target| config.upstream_position(target))
+        let upstreams = config.upstreams.iter().enumerate();
+        let positions: HashMap<&str, usize> = upstreams
+            .map(|(position, upstream)| (&*upstream.name, position))
+            .collect();
+        let is_relaying = config.users.directory == DirectoryKind::Upstream;
+        let upstream = |route: &Route| {
+            let is_relayed = is_relaying && matches!(route.target, Target::UsersNode(_));
+            let position = match is_relayed {
+                true => config.users_upstream,
+                false => positions[&*route.upstream],
+            };
+            RouteUpstream {
+                position,
+                name: Arc::clone(&config.upstreams[position].name),
+                has_users: is_relaying && position == config.users_upstream,
+            }
+        };
+        Self::new(&config.routes, upstream)
     }
 
-    /// `upstream`: the position of the upstream that a target leads to.
-    pub fn new(routes: &[Route], upstream: impl Fn(&Target) -> usize) -> Self {
+    /// `upstream`: where the requests of a route go.
+    pub fn new(routes: &[Route], upstream: impl Fn(&Route) -> RouteUpstream) -> Self {
         let mut table = Self::default();
         for (index, route) in routes.iter().enumerate() {
-            table.root.insert(&route.path, index);
+            table.insert(route, index);
+            let upstream = upstream(route);
             table.routes.push(RouteEntry {
                 route: route.clone(),
                 index,
-                upstream: upstream(&route.target),
+                upstream: upstream.position,
+                takes_client_tokens: upstream.has_users,
+                class_bucket: format!("{}/{}", upstream.name, route.class).into(),
+                rewrite: RouteRewrite::of(route).map(Box::new),
                 counts: RouteCounts::new(&route.name),
             });
         }
         table
     }
 
+    fn insert(&mut self, route: &Route, index: usize) {
+        if route.hosts.is_empty() {
+            return self.any_host.insert(&route.path, index);
+        }
+        let by_host = self.by_host.get_or_insert_default();
+        by_host.insert(&route.hosts, &route.path, index);
+    }
+
     /// The first route that takes this host, path and method. Fails with `MethodNotAllowed` when the
     /// path has routes for other methods only, and with `NoRoute` when it has none.
     pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&RouteEntry, Rejection> {
         let mut first = usize::MAX;
-        self.root.search(segments(path), &mut |index| {
-            let route = &self.routes[index];
-            if index < first && takes_host(route, host) && takes_method(route, method) {
+        self.search(host, path, &mut |index| {
+            if index < first && takes_method(&self.routes[index], method) {
                 first = index;
             }
         });
         self.routes
             .get(first)
             .ok_or_else(|| self.refusal(host, path))
+    }
+
+    /// Calls `found` with each route for this host and path, in no particular order, possibly twice.
+    fn search(&self, host: &str, path: &str, found: &mut impl FnMut(usize)) {
+        self.any_host.search(segments(path), found);
+        if let Some(by_host) = &self.by_host {
+            by_host.search(host, path, found);
+        }
     }
 
     /// The route with this index.
@@ -100,9 +157,8 @@ impl RouteTable {
     /// The methods that a path takes, in the form of `Allow`; empty: the path has no route.
     pub(in crate::pipeline) fn allowed(&self, host: &str, path: &str) -> String {
         let mut matching = Vec::new();
-        self.root.search(segments(path), &mut |index| {
-            let route = &self.routes[index];
-            if takes_host(route, host) && route.target != Target::Closed {
+        self.search(host, path, &mut |index| {
+            if self.routes[index].target != Target::Closed {
                 matching.push(index);
             }
         });
@@ -124,60 +180,6 @@ impl RouteTable {
         }
         allowed.join(", ")
     }
-}
-
-impl RouteNode {
-    fn insert(&mut self, pattern: &PathPattern, index: usize) {
-        let mut node = self;
-        for segment in &pattern.0 {
-            node = match segment {
-                Segment::Literal(text) => node.literal.entry(text.as_str().into()).or_default(),
-                Segment::One(_) => node.one.get_or_insert_default(),
-                Segment::Rest => {
-                    node.rest.push(index);
-                    return;
-                }
-            };
-        }
-        node.ends.push(index);
-    }
-
-    /// Calls `found` with each route whose pattern matches, in no particular order, possibly twice.
-    fn search<'a>(
-        &self,
-        mut segments: impl Iterator<Item = &'a str> + Clone,
-        found: &mut impl FnMut(usize),
-    ) {
-        self.rest.iter().copied().for_each(&mut *found);
-        let Some(segment) = segments.next() else {
-            self.ends.iter().copied().for_each(found);
-            return;
-        };
-        if let Some(node) = self.literal.get(plain(segment).as_ref()) {
-            node.search(segments.clone(), found);
-        }
-        if let Some(node) = &self.one {
-            node.search(segments, found);
-        }
-    }
-}
-
-/// `/a/b` and `/a/b/` have the same segments; `/` has none.
-fn segments(path: &str) -> std::iter::Filter<std::str::Split<'_, char>, fn(&&str) -> bool> {
-    path.split('/').filter(|segment: &&str| !segment.is_empty())
-}
-
-fn takes_host(route: &Route, host: &str) -> bool {
-    route.hosts.is_empty()
-        || route
-            .hosts
-            .iter()
-            .any(|pattern| match pattern.strip_prefix("*.") {
-                Some(domain) => host
-                    .strip_suffix(domain)
-                    .is_some_and(|sub| sub.len() > 1 && sub.ends_with('.')),
-                None => pattern == host,
-            })
 }
 
 /// Methods that are never forwarded: TRACE and its variants, whose response would echo the injected
@@ -205,7 +207,7 @@ fn takes_method(route: &Route, method: &Method) -> bool {
     }
     route.methods.is_empty()
         || route.methods.contains(method)
-        || (method == Method::OPTIONS && matches!(route.target, Target::Upstream(_)))
+        || (method == Method::OPTIONS && route.target == Target::Upstream)
         || (method == Method::HEAD && route.methods.contains(&Method::GET))
 }
 
@@ -216,16 +218,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Access, AllowedFields};
+    use crate::config::{Access, AllowedFields, PathPattern, Segment};
 
     fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Route {
         Route {
             name: format!("r{index}").into(),
             hosts: Vec::new(),
             path,
+            strip_prefix: None,
+            preserve_host: false,
             methods,
             access: vec![Access::Token],
-            target: Target::Upstream("main".into()),
+            target: Target::Upstream,
+            upstream: "main".into(),
             class: "other".into(),
             monitoring: false,
             max_body: 1,
@@ -286,7 +291,7 @@ mod tests {
                 matches(&route.path.0, &segments) && route.methods.contains(&Method::GET)
             });
             let text = format!("/{}{}", sent.join("/"), if slash && !path.is_empty() { "/" } else { "" });
-            let table = RouteTable::new(&routes, |_| 0);
+            let table = RouteTable::new(&routes, |_| RouteUpstream::default());
             let found = table.find("gate", &text, &Method::GET);
             prop_assert_eq!(found.ok().map(|r| r.name.clone()), expected.map(|r| r.name.clone()));
         }
@@ -296,7 +301,7 @@ mod tests {
     fn hosts_and_methods_narrow_a_route() {
         let mut wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
         wild.hosts = vec!["*.example.org".to_owned()];
-        let table = RouteTable::new(&[wild], |_| 0);
+        let table = RouteTable::new(&[wild], |_| RouteUpstream::default());
         assert!(table.find("a.example.org", "/x", &Method::HEAD).is_ok());
         for host in ["example.org", ".example.org", "evilexample.org"] {
             assert!(

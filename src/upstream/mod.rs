@@ -46,6 +46,7 @@ pub use login::judgement::accepted_paths::PathKey;
 pub use login::judgement::refused_paths::RefusedRequest;
 pub use login::lease::Lease;
 pub use login::lease_store::SealedLeaseStore;
+pub use login::login_budget::LoginBudgets;
 pub use login::session::{RefusalVerdict, Session};
 pub use login::status::{LoginFailure, NoLease, SessionStatus};
 pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
@@ -132,6 +133,7 @@ impl Upstream {
                 stop: opening.scope.stop.child(),
                 metrics,
                 lease_store: opening.lease_store,
+                budgets: opening.login_budgets,
             };
             let before = opening.before.and_then(|before| before.login.as_ref());
             LoginTask::continue_or_start(before, settings, plan, scope)

@@ -6,6 +6,7 @@ use http::{HeaderValue, Version};
 
 use super::health::UpstreamHealth;
 use super::login::lease_store::SealedLeaseStore;
+use super::login::login_budget::LoginBudgets;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::transport::dialer::Dialer;
@@ -24,6 +25,7 @@ pub struct UpstreamOpening<'a> {
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) lease_store: Option<SealedLeaseStore>,
     pub(super) before: Option<&'a Upstream>,
+    pub(super) login_budgets: Arc<LoginBudgets>,
     pub(super) reload_signal: ReloadSignal,
     via: Option<GatewayVia>,
     materials: Option<UpstreamMaterials>,
@@ -41,6 +43,7 @@ impl<'a> UpstreamOpening<'a> {
             metrics,
             lease_store: None,
             before: None,
+            login_budgets: Arc::default(),
             reload_signal: ReloadSignal::default(),
             via: None,
             materials: None,
@@ -77,6 +80,15 @@ impl<'a> UpstreamOpening<'a> {
     pub fn after(self, before: &'a Upstream) -> Self {
         Self {
             before: Some(before),
+            ..self
+        }
+    }
+
+    /// Counts its logins together with those of the other upstreams that share `budgets`.
+    #[must_use]
+    pub fn with_login_budgets(self, budgets: &Arc<LoginBudgets>) -> Self {
+        Self {
+            login_budgets: Arc::clone(budgets),
             ..self
         }
     }

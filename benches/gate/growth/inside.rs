@@ -11,7 +11,7 @@ use tollgate::config::{
 use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
-use tollgate::pipeline::{Limiter, RateSubject, RouteTable};
+use tollgate::pipeline::{Limiter, RateSubject, RouteTable, RouteUpstream};
 use tollgate::profiles::Role;
 use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
 
@@ -121,7 +121,10 @@ fn route(index: usize) -> Route {
         ]),
         methods: vec![Method::GET],
         access: vec![Access::Token],
-        target: Target::Upstream("main".into()),
+        target: Target::Upstream,
+        upstream: "main".into(),
+        strip_prefix: None,
+        preserve_host: false,
         class: "other".into(),
         monitoring: false,
         max_body: 1,
@@ -135,7 +138,7 @@ fn route(index: usize) -> Route {
 pub(super) fn routes() -> Vec<Point> {
     let point = |size: usize| {
         let routes: Vec<Route> = (0..size).map(route).collect();
-        let table = RouteTable::new(&routes, |_| 0);
+        let table = RouteTable::new(&routes, |_| RouteUpstream::default());
         let paths: Vec<String> = (0..size)
             .map(|index| format!("/v1/group{}/node{index}/17", index % 100))
             .collect();
@@ -189,6 +192,7 @@ pub(super) fn keys() -> Vec<Point> {
                 client: &clients[index],
                 peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 class: "other",
+                class_bucket: "main/other",
             };
             let admitted = runtime.block_on(limiter.admit(subject, Duration::ZERO));
             assert!(black_box(admitted).is_ok());

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 
 use super::parse_report::ParseReport;
 use crate::config::{
-    Access, Config, DirectoryKind, Login, Target, UnknownTokens, UpstreamConfig, UsersCall,
+    Access, Config, DirectoryKind, Login, Route, Target, UnknownTokens, UpstreamConfig, UsersCall,
 };
 
 pub(super) fn check_whole(report: &ParseReport<'_>, config: &Config) {
     addresses(report, config);
     for upstream in &config.upstreams {
+        reached(report, config, upstream);
         credentials(report, config, upstream);
         if let Some(login) = &upstream.login {
             renewal(report, config, upstream, login);
@@ -45,6 +46,38 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && same_place
 }
 
+/// An upstream beside others that no route leads to.
+fn reached(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamConfig) {
+    let leads_here = |route: &Route| match route.target {
+        Target::Upstream => route.upstream == upstream.name,
+        Target::UsersNode(_) => relays(config, upstream),
+        Target::Closed => false,
+    };
+    if config.upstreams.len() == 1 || config.routes.iter().any(leads_here) {
+        return;
+    }
+    let suggestion = format!(
+        "add a [[route]] with upstream = \"{}\", or hosts or path_prefix for the profile's routes",
+        upstream.name
+    );
+    let place = format!("upstream.{}", upstream.name);
+    report.complain(&place, "is reached by no route", &suggestion);
+}
+
+/// Whether it has the users, and their tokens and logins go there.
+fn relays(config: &Config, upstream: &UpstreamConfig) -> bool {
+    config.users.directory == DirectoryKind::Upstream
+        && config.users_upstream().name == upstream.name
+}
+
+/// A route whose requests carry a credential of the gateway's own, and none is configured.
+fn needs_login(route: &Route, upstream: &UpstreamConfig) -> bool {
+    route.target == Target::Upstream
+        && route.upstream == upstream.name
+        && !route.access.contains(&Access::Open)
+        && !(route.monitoring && upstream.api_key.is_some())
+}
+
 /// Requests without a token of the upstream's own need a login of the gateway.
 fn credentials(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamConfig) {
     let place = format!("upstream.{}", upstream.name);
@@ -52,7 +85,20 @@ fn credentials(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamCon
     if upstream.login.is_some() || report.has(&format!("{place}.login")) {
         return;
     }
-    if config.users.directory == DirectoryKind::Gateway {
+    let is_only = config.upstreams.len() == 1;
+    if !is_only && !relays(config, upstream) {
+        let mut routes = config.routes.iter();
+        let Some(route) = routes.find(|route| needs_login(route, upstream)) else {
+            return;
+        };
+        let reason = format!("has no login, but route \"{}\" needs one", route.name);
+        let suggestion =
+            "add login = { username, password }, or set access = \"open\" for its routes";
+        match upstream.required {
+            true => report.complain(&place, &reason, suggestion),
+            false => report.warn(&place, &reason, suggestion),
+        }
+    } else if config.users.directory == DirectoryKind::Gateway {
         let reason = "has no login, but with users.directory = \"gateway\" the gate itself logs in";
         let suggestion = "add login = { username, password }, or set directory = \"webapp\"";
         report.complain(&place, reason, suggestion);

@@ -15,12 +15,11 @@ mod value_readers;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
-use std::sync::Arc;
 
 use toml::de::DeTable;
 
 use super::problem::{LoadedConfig, Problem, Problems};
-use super::{Config, Emulator, Log, UpstreamConfig};
+use super::{Config, DirectoryKind, Emulator, Log};
 use crate::profiles::Profile;
 use crate::watched_files::FileContent;
 use config_table::ConfigTable;
@@ -179,19 +178,13 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         .map(|table| emulator_section::emulator(root.report, Some(&table)));
     let listeners = listener_section::listeners(root);
     let operator = operator_section::operator(root);
-    let upstreams: Vec<UpstreamConfig> = upstream_section::upstreams(root, profile);
-    let users = users_section::users(root);
+    let (upstreams, names) = upstream_section::upstreams(root, profile);
+    let (users, users_upstream) = users_section::users(root, &names.names);
     let api_keys = users_section::api_keys(root);
     let http = http_section::http(root);
-    let upstream = upstreams.first().map(|upstream| &upstream.name);
-    let upstream = upstream.map_or_else(|| Arc::from(""), Arc::clone);
-    let routes = route_section::routes(
-        root,
-        profile,
-        users.directory,
-        &http.allow_fields,
-        &upstream,
-    );
+    let users_upstream_name = names.names.get(users_upstream).cloned();
+    let relayed = users_upstream_name.filter(|_| users.directory == DirectoryKind::Upstream);
+    let routes = route_section::routes(root, profile, relayed.as_ref(), &http.allow_fields, &names);
     let limits = limits_section::limits(root, profile, &routes, users.directory);
     let store = store_section::store(root);
     let drain = drain_section::drain(root);
@@ -202,7 +195,8 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         workers,
         listeners,
         operator,
-        upstreams: (!upstreams.is_empty()).then_some(upstreams)?,
+        upstreams: upstreams?,
+        users_upstream,
         users,
         api_keys,
         routes,

@@ -237,7 +237,10 @@ fn roles_of_the_webapps_own_users_are_checked_by_the_webapp() {
 #[test]
 fn the_profile_covers_every_node() {
     let sheet = include_str!("../../../tests/suite/configs/nodes.txt");
-    let routes = shipped_routes(Profile::DEFAULT, &"main".into());
+    let routes = shipped_routes(
+        Profile::DEFAULT,
+        &[ProfileRouting::everywhere("main".into())],
+    );
     let mut nodes = 0;
     for line in sheet.lines().filter(|line| !line.starts_with('#')) {
         let (methods, path) = line.split_once(' ').unwrap();
@@ -265,4 +268,51 @@ fn the_profile_covers_every_node() {
 fn an_emulator_section_without_the_feature_is_refused_clearly() {
     let problems = load(&top().join("config.toml")).unwrap_err().to_string();
     assert!(problems.contains("emulator") && problems.contains("is not part of this build"));
+}
+
+fn fleet() -> Config {
+    let file = top().join("tests/suite/configs/accepted/fleet.toml");
+    load(&file).unwrap().config
+}
+
+#[test]
+fn the_profiles_routes_come_once_for_each_upstream_the_more_specific_first() {
+    let routes = fleet().routes;
+    let health = routes
+        .iter()
+        .filter(|route| &*route.name == "monitoring.health");
+    let order: Vec<_> = health
+        .map(|route| (&*route.upstream, route.hosts.join(" ")))
+        .collect();
+    let expected = [
+        ("north", "north.gate.internal"),
+        ("south", "south.gate.internal"),
+        ("south", "*.south.gate.internal"),
+        ("rest", ""),
+    ];
+    assert_eq!(
+        order,
+        expected.map(|(name, hosts)| (name, hosts.to_owned()))
+    );
+    let largest = |name: &str, upstream: &str| {
+        let mut all = routes.iter();
+        let of = |route: &&Route| *route.name == *name && *route.upstream == *upstream;
+        all.find(of).unwrap().max_body
+    };
+    assert_eq!(largest("messages.send", "south"), 2 << 20);
+    assert_eq!(largest("messages.send", "north"), 1 << 20);
+    assert_eq!(largest("media.upload", "north"), 20 << 20);
+    assert_eq!(largest("media.upload", "rest"), 20 << 20);
+}
+
+#[test]
+fn an_upstream_that_comes_or_goes_is_one_difference() {
+    let old = fleet();
+    let mut new = old.clone();
+    new.upstreams.retain(|upstream| &*upstream.name != "south");
+    new.routes.retain(|route| &*route.upstream != "south");
+    for (old, new) in [(&old, &new), (&new, &old)] {
+        let keys = old.differences(new).into_iter().map(|found| found.key);
+        assert_eq!(keys.collect::<Vec<_>>(), ["upstream.south"]);
+    }
 }

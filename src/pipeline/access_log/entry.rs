@@ -157,16 +157,25 @@ impl AccessLogEntry {
         self.in_flight = Some(permit);
     }
 
-    /// Counts the in-flight permit as one of this client's; fails when the client has its share.
+    /// Counts the in-flight permit as one of this client's, and of its route's upstream; fails when the
+    /// client or the upstream has its share.
     pub(in crate::pipeline) fn claim_in_flight(
         &mut self,
         client: &Client,
     ) -> Result<(), Rejection> {
+        let Some(permit) = self.in_flight.as_mut().filter(|permit| permit.is_crowded()) else {
+            return Ok(());
+        };
         let owner = share_owner(client, self.origin);
-        match &mut self.in_flight {
-            Some(permit) => permit.claim(owner).map_err(|_| Rejection::ShareTaken),
-            None => Ok(()),
-        }
+        permit.claim(owner).map_err(|_| Rejection::ShareTaken)?;
+        let live = &self.worker.live;
+        let route = self.route.and_then(|index| live.routes.at(index));
+        let Some(route) = route.filter(|route| live.upstreams.len() > 1 && route.is_forwarded())
+        else {
+            return Ok(());
+        };
+        let claim = permit.claim_for_upstream(&live.upstreams[route.upstream].name);
+        claim.map_err(|_| Rejection::Overloaded)
     }
 
     pub(in crate::pipeline) fn set_retried(&mut self) {

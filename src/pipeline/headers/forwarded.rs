@@ -92,6 +92,11 @@ fn put_chain(text: &mut Vec<u8>, received: &HeaderMap) {
 }
 
 impl ForwardedHeaders<'_> {
+    /// The host as the client wrote it.
+    pub(in crate::pipeline) fn host(&self) -> Option<&HeaderValue> {
+        self.host.as_ref()
+    }
+
     /// Whether the client's value for this field must be dropped, because the gateway sets the field
     /// itself or does not trust the sender with it. `name`: normalised by `plain_name`.
     pub(super) fn drops(&self, name: &str) -> bool {

@@ -98,7 +98,9 @@ impl BucketCharge {
     fn name(&self, subject: LimitSubject<'_>) -> String {
         use std::fmt::Write as _;
         let text = match (self.kind, subject) {
-            (BucketKind::Limit(LimitKey::Class), LimitSubject::Request(of)) => of.class.to_owned(),
+            (BucketKind::Limit(LimitKey::Class), LimitSubject::Request(of)) => {
+                of.class_bucket.to_owned()
+            }
             (BucketKind::Limit(LimitKey::Client), LimitSubject::Request(of))
                 if !matches!(of.client, Client::Open) =>
             {
@@ -130,7 +132,7 @@ impl BucketCharge {
 
 fn key_of(buckets: &BucketSet, kind: LimitKey, subject: RateSubject<'_>) -> u64 {
     match (kind, subject.client) {
-        (LimitKey::Class, _) => buckets.key(subject.class),
+        (LimitKey::Class, _) => buckets.key(subject.class_bucket),
         (LimitKey::Peer, _) => buckets.key(network(subject.peer)),
         // On an open route the client is not authenticated, so its address counts.
         (LimitKey::Client, Client::Open) => buckets.key(network(subject.peer)),

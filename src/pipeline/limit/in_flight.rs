@@ -1,6 +1,7 @@
 //! Limits the requests in flight. The first half of the permits is for all requests alike; the second
-//! half is divided among clients, so that one client cannot take all permits. The client is known
-//! only after authentication, so a permit is claimed for its client later.
+//! half is divided among clients, and among upstreams where there are several, so that neither one
+//! client nor one upstream that does not respond can take all permits. The client is known only after
+//! authentication, so a permit is claimed for its client later.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub(super) struct InFlightLimit {
     count: AtomicUsize,
     max: AtomicUsize,
     shares: Arc<SharePool>,
+    upstream_shares: Arc<SharePool>,
 }
 
 /// The permit of one request, until dropped.
@@ -26,7 +28,14 @@ pub struct InFlightPermit {
     limit: Arc<InFlightLimit>,
     /// Half of the permits were taken: this one counts as its client's.
     is_crowded: bool,
-    share: Option<Box<SharePermit>>,
+    shares: Option<Box<InFlightShares>>,
+}
+
+/// By whom a permit is held.
+#[derive(Debug, Default)]
+struct InFlightShares {
+    client: Option<SharePermit>,
+    upstream: Option<SharePermit>,
 }
 
 impl InFlightLimit {
@@ -35,6 +44,7 @@ impl InFlightLimit {
             count: AtomicUsize::new(0),
             max: AtomicUsize::new(max),
             shares: SharePool::new(),
+            upstream_shares: SharePool::new(),
         })
     }
 
@@ -49,7 +59,7 @@ impl InFlightLimit {
         let permit = InFlightPermit {
             limit: Arc::clone(self),
             is_crowded: count >= max / 2,
-            share: None,
+            shares: None,
         };
         if count >= max {
             return Err(TooManyInFlight);
@@ -59,20 +69,51 @@ impl InFlightLimit {
 }
 
 impl InFlightPermit {
+    /// Whether half of the permits were taken, so that it must be claimed.
+    pub fn is_crowded(&self) -> bool {
+        self.is_crowded
+    }
+
     /// Counts the permit as one of `client`'s, if half of the permits were taken.
     pub fn claim(&mut self, client: impl Hash) -> Result<(), TooManyInFlight> {
-        if !self.is_crowded || self.share.is_some() {
+        if !self.is_crowded {
             return Ok(());
         }
-        let InFlightLimit { count, max, shares } = &*self.limit;
-        let count = count.load(Ordering::Relaxed);
-        let max = max.load(Ordering::Relaxed);
-        // Including this request's own permit.
-        let free = (max + 1).saturating_sub(count);
-        let share = shares.take_of_free(shares.key(client), free);
-        self.share = Some(Box::new(share.ok_or(TooManyInFlight)?));
-        Ok(())
+        let free = self.free();
+        let place = &mut self.shares.get_or_insert_default().client;
+        take(&self.limit.shares, place, client, free)
     }
+
+    /// Counts the permit as one for requests to `upstream`, if half of the permits were taken.
+    pub fn claim_for_upstream(&mut self, upstream: &str) -> Result<(), TooManyInFlight> {
+        if !self.is_crowded {
+            return Ok(());
+        }
+        let free = self.free();
+        let place = &mut self.shares.get_or_insert_default().upstream;
+        take(&self.limit.upstream_shares, place, upstream, free)
+    }
+
+    /// The free permits, including this request's own.
+    fn free(&self) -> usize {
+        let count = self.limit.count.load(Ordering::Relaxed);
+        let max = self.limit.max.load(Ordering::Relaxed);
+        (max + 1).saturating_sub(count)
+    }
+}
+
+/// Fills an empty `place`.
+fn take(
+    pool: &Arc<SharePool>,
+    place: &mut Option<SharePermit>,
+    owner: impl Hash,
+    free: usize,
+) -> Result<(), TooManyInFlight> {
+    if place.is_none() {
+        let share = pool.take_of_free(pool.key(owner), free);
+        *place = Some(share.ok_or(TooManyInFlight)?);
+    }
+    Ok(())
 }
 
 impl Drop for InFlightPermit {
@@ -108,11 +149,33 @@ mod tests {
     }
 
     #[test]
+    fn upstreams_that_do_not_respond_leave_permits_for_the_others() {
+        let limit = InFlightLimit::new(180);
+        let take = |upstream: &'static str| {
+            let limit = Arc::clone(&limit);
+            let mut clients = 0_u32..;
+            std::iter::from_fn(move || {
+                let mut permit = limit.acquire().ok()?;
+                permit.claim(clients.next()).ok()?;
+                permit.claim_for_upstream(upstream).ok()?;
+                Some(permit)
+            })
+        };
+        let one: Vec<_> = take("one").take(1000).collect();
+        assert_eq!(one.len(), 90 + 75);
+        let two: Vec<_> = take("two").take(1000).collect();
+        assert!(!two.is_empty());
+        assert!(take("healthy").next().is_some());
+        drop((one, two));
+        assert_eq!(limit.count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn the_first_half_is_not_counted_by_client() {
         let limit = InFlightLimit::new(100);
         let mut first = limit.acquire().unwrap();
         first.claim("client").unwrap();
-        assert!(first.share.is_none());
+        assert!(first.shares.is_none());
         limit.resize(1);
         assert!(limit.acquire().is_err());
         drop(first);

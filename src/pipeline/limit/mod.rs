@@ -65,6 +65,8 @@ pub struct RateSubject<'a> {
     pub client: &'a Client,
     pub peer: IpAddr,
     pub class: &'a str,
+    /// Upstream and class: the key of limits by class.
+    pub class_bucket: &'a str,
 }
 
 /// The charge that found its bucket empty, and the time until the next permit.

@@ -20,6 +20,7 @@ pub(in crate::pipeline) async fn admit(
         client,
         peer: request.origin,
         class: &route.class,
+        class_bucket: &route.class_bucket,
     };
     let admission = request.live().limiter.admit(subject, route.max_wait).await;
     admission.map_err(|limit| Rejection::TooMany(Box::new(limit)))

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::credential::{PresentedCredential, credential};
 use super::introspect::{introspect, is_enabled};
-use crate::config::{Access, ApiKey, DirectoryKind, Route};
+use crate::config::{Access, ApiKey, Route};
 use crate::identity::{self, Client, KeyRefused};
 use crate::pipeline::LiveRules;
 use crate::pipeline::credential_fault::CredentialFault;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;
+use crate::pipeline::route_table::RouteEntry;
 use crate::secret::Secret;
 use crate::token::{Grant, TokenDigest};
 
@@ -52,7 +53,7 @@ pub(in crate::pipeline) async fn authenticate(
             let digest = last_token.digest_of(text);
             let grant = find_grant(request, text, digest).await?;
             check_role(request.route, &grant)?;
-            let is_relayed = request.live().config.users.directory == DirectoryKind::Upstream;
+            let is_relayed = request.route.takes_client_tokens;
             Ok(AuthenticatedClient {
                 client: Client::User {
                     name: grant.user,
@@ -122,10 +123,12 @@ fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedC
     Ok(AuthenticatedClient::without_token(Client::Key(key)))
 }
 
-/// A grant without a role is judged by the upstream, which owns its users.
-fn check_role(route: &Route, grant: &Grant) -> Result<(), Rejection> {
+/// A grant without a role is judged by the upstream, which owns its users. At every other upstream the
+/// gateway's own login would stand for the user, so that no role is assumed.
+fn check_role(route: &RouteEntry, grant: &Grant) -> Result<(), Rejection> {
     let fits = |access: &Access| match (access, grant.role) {
-        (Access::Token, _) | (Access::Role(_), None) => true,
+        (Access::Token, _) => true,
+        (Access::Role(_), None) => route.takes_client_tokens,
         (Access::Role(wanted), Some(role)) => role >= *wanted,
         (Access::Open | Access::ApiKey, _) => false,
     };

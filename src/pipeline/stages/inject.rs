@@ -15,6 +15,7 @@ use crate::metrics::SentCredential;
 use crate::pipeline::body::request_body::{BodyHandle, RequestBody};
 use crate::pipeline::headers::{self, ForwardedHeaders, RequestFacts, UpstreamFraming};
 use crate::pipeline::request_context::RequestContext;
+use crate::pipeline::route_rewrite::RouteRewrite;
 use crate::secret::{Secret, SecretPattern};
 use crate::upstream::{Lease, OutboundFields, OutboundRequest, PathKey, Session};
 
@@ -80,6 +81,9 @@ impl UpstreamCredential {
 /// for the upstream from it, as often as it must be sent.
 pub(in crate::pipeline) struct Inbound<'a> {
     head: &'a Parts,
+    /// Path and query, as they are forwarded.
+    target: Cow<'a, str>,
+    rewrite: Option<&'a RouteRewrite>,
     forwarded: ForwardedHeaders<'a>,
     body: BodyHandle,
     /// The gateway itself reads the response.
@@ -105,8 +109,12 @@ impl<'a> Inbound<'a> {
             via: request.worker.app.via.value(head.version),
             allowed: &request.route.allow_fields,
         };
+        let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let rewrite = request.route.rewrite.as_deref();
         Self {
             head,
+            target: rewrite.map_or(Cow::Borrowed(target), |rewrite| rewrite.target(target)),
+            rewrite,
             forwarded: facts.forwarded(&head.headers, &request.live().config.http),
             body,
             is_response_read: false,
@@ -169,13 +177,16 @@ pub(super) fn inject<'a>(
     if head.method == Method::OPTIONS {
         headers::decrement_max_forwards(&mut fields, &head.headers);
     }
+    if let Some(rewrite) = request.rewrite {
+        rewrite.put(&mut fields, &request.forwarded);
+    }
     if request.is_response_read {
         headers::request_plain_content(&mut fields);
     }
     put_credential(&mut fields, credential);
     Outbound(OutboundRequest {
         method: &head.method,
-        target: head.uri.path_and_query().map_or("/", PathAndQuery::as_str),
+        target: &request.target,
         fields,
         body,
     })

@@ -13,7 +13,7 @@ use super::inject::UpstreamCredential;
 use super::token_introspection::{FlightRole, IntrospectionOutcome};
 use super::upstream_exchange::probe_status;
 use crate::clock;
-use crate::config::{Config, DirectoryKind, UnknownTokens};
+use crate::config::{DirectoryKind, UnknownTokens};
 use crate::lifecycle::ShutdownSignal;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;
@@ -77,7 +77,7 @@ async fn ask_upstream(
     digest: TokenDigest,
     token: &Secret,
 ) -> IntrospectionOutcome {
-    let connections = &worker.connections[Config::USERS_UPSTREAM];
+    let connections = &worker.connections[worker.live.config.users_upstream];
     let upstream = connections.upstream();
     let Some(probe) = upstream.probe() else {
         return IntrospectionOutcome::Unavailable;

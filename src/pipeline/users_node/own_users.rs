@@ -8,7 +8,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Deserialize;
 
-use crate::config::{OnPasswordChange, Route, UsersCall};
+use crate::config::{OnPasswordChange, UsersCall};
 use crate::identity::{
     ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
 };
@@ -17,6 +17,7 @@ use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::limit::{Limiter, LoginAttempt, LoginLimited, RateAdmission, RateSubject};
 use crate::pipeline::reject::Rejection;
+use crate::pipeline::route_table::RouteEntry;
 use crate::pipeline::stages::credential::basic;
 use crate::profiles::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
 use crate::secret::Secret;
@@ -44,7 +45,7 @@ pub(super) struct UsersNodeCall<'a> {
     /// Digest of the client's token, if it presented a token.
     pub token: Option<TokenDigest>,
     pub origin: std::net::IpAddr,
-    pub route: &'a Route,
+    pub route: &'a RouteEntry,
     pub path: &'a str,
     pub headers: &'a HeaderMap,
 }
@@ -306,6 +307,7 @@ pub(super) async fn admit_login(
         client: call.client,
         peer: call.origin,
         class: &call.route.class,
+        class_bucket: &call.route.class_bucket,
     };
     let rate = limiter.admit(subject, call.route.max_wait).await;
     Ok(AdmittedLogin {

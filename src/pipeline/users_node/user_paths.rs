@@ -5,8 +5,8 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode
 use proptest::prelude::*;
 
 use super::own_users::user_in;
-use crate::config::{Target, UsersCall, shipped_routes};
-use crate::pipeline::route_table::RouteTable;
+use crate::config::{ProfileRouting, Target, UsersCall, shipped_routes};
+use crate::pipeline::route_table::{RouteTable, RouteUpstream};
 use crate::pipeline::stages::request_target;
 use crate::profiles::{Profile, check_name};
 
@@ -37,10 +37,11 @@ const ALL: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 fn leads_back(name: &str) {
-    let shipped = shipped_routes(Profile::DEFAULT, &"main".into());
+    let routing = ProfileRouting::everywhere("main".into());
+    let shipped = shipped_routes(Profile::DEFAULT, &[routing]);
     let show = Target::UsersNode(UsersCall::Show);
     let show = shipped.iter().find(|route| route.target == show).unwrap();
-    let routes = RouteTable::new(&shipped, |_| 0);
+    let routes = RouteTable::new(&shipped, |_| RouteUpstream::default());
     for set in [SEGMENT, ALL] {
         let escaped = utf8_percent_encode(name, set).to_string();
         let text = show.path.to_string().replace("{name}", &escaped);

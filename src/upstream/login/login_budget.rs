@@ -91,10 +91,11 @@ pub(super) fn max_for_refusals(per_hour: u32) -> u32 {
     (per_hour - per_hour.div_ceil(4)).max(1)
 }
 
-/// The budgets of all logins of this process, by address and user. They survive reloads, also those
-/// that change the address and back.
+/// The budgets of all logins of this process, by address and user: upstreams that log in as the same
+/// user at the same address share one. They survive reloads, also those that change the address and
+/// back, or that remove an upstream and add it again.
 #[derive(Debug, Default)]
-pub(super) struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>);
+pub struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>);
 
 impl LoginBudgets {
     pub(in crate::upstream) fn of(

@@ -103,11 +103,13 @@ pub(in crate::upstream) fn identity(
     upstream: &config::UpstreamConfig,
     login: &config::Login,
 ) -> String {
+    format!("lease\n{}\n{}", upstream.name, account(upstream, login))
+}
+
+/// The user that logs in, and its address.
+pub(super) fn account(upstream: &config::UpstreamConfig, login: &config::Login) -> String {
     let base = &upstream.base;
     let scheme = if base.tls { "https" } else { "http" };
-    let (name, host, port) = (&upstream.name, &base.host, base.port);
-    format!(
-        "lease\n{name}\n{scheme}://{host}:{port}\n{}",
-        login.username
-    )
+    let (host, port) = (&base.host, base.port);
+    format!("{scheme}://{host}:{port}\n{}", login.username)
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::lease_store::{LeaseBinding, SealedLeaseStore};
 use super::login_budget::LoginBudgets;
-use super::plan::{LoginPlan, identity};
+use super::plan::{LoginPlan, account, identity};
 use super::renewer::Renewer;
 use super::session::Session;
 use super::shared_login::SharedLogin;
@@ -22,7 +22,6 @@ pub(in crate::upstream) struct LoginTask {
     pub(in crate::upstream) session: Arc<Session>,
     identity: String,
     plan: watch::Sender<Arc<LoginPlan>>,
-    budgets: Arc<LoginBudgets>,
     stop: ShutdownSignal,
 }
 
@@ -32,6 +31,8 @@ pub(in crate::upstream) struct LoginScope<'a> {
     pub(in crate::upstream) stop: ShutdownSignal,
     pub(in crate::upstream) metrics: &'a Arc<UpstreamMetrics>,
     pub(in crate::upstream) lease_store: Option<SealedLeaseStore>,
+    /// Of all upstreams of the process.
+    pub(in crate::upstream) budgets: Arc<LoginBudgets>,
 }
 
 /// A login for an upstream.
@@ -61,10 +62,8 @@ impl LoginTask {
                 plan: Some(Arc::new(plan)),
             };
         }
-        let budgets = before.map(|before| Arc::clone(&before.budgets));
-        let budgets = budgets.unwrap_or_default();
         OpenedLogin {
-            task: Self::start(identity, upstream, plan, scope, budgets),
+            task: Self::start(identity, upstream, plan, scope),
             plan: None,
         }
     }
@@ -81,7 +80,6 @@ impl LoginTask {
         upstream: &config::UpstreamConfig,
         plan: LoginPlan,
         scope: LoginScope<'_>,
-        budgets: Arc<LoginBudgets>,
     ) -> Arc<Self> {
         let name = &upstream.name;
         let place = scope.lease_store;
@@ -91,7 +89,9 @@ impl LoginTask {
         let metrics = Arc::clone(scope.metrics);
         let (session, phase) = Session::new(&plan.settings, sharers, metrics);
         session.judgement.set_probe(plan.has_probe);
-        let budget = budgets.of(&identity, &plan.settings);
+        let budget = scope
+            .budgets
+            .of(&account(upstream, &plan.settings), &plan.settings);
         let shared_login = place
             .as_ref()
             .and_then(|place| SharedLogin::of(place, name, &session));
@@ -118,7 +118,6 @@ impl LoginTask {
             session,
             identity,
             plan,
-            budgets,
             stop: scope.stop,
         })
     }

@@ -131,6 +131,7 @@ impl UpstreamSetup {
             body_idle_timeout: Duration::from_secs(5),
             replay_limit: 65_536,
             probe: None,
+            required: true,
         };
         Self {
             folder,

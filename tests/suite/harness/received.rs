@@ -176,15 +176,20 @@ async fn read_until(line: &mut (impl AsyncRead + Unpin), end: &[u8]) -> Option<V
 }
 
 async fn http2(gateway: &Gateway, method: &Method, path: &str) -> Received {
-    let tls = connected(gateway, &["h2"]).await;
-    let (mut send, connection) = h2::client::handshake(tls).await.unwrap();
-    tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri(format!("https://localhost{path}"))
         .header("authorization", format!("Apikey {KEY}"))
         .body(())
         .unwrap();
+    exchange_http2(gateway, request).await
+}
+
+/// Sends `request`, which has no content, over HTTP/2 and reads its response.
+pub(crate) async fn exchange_http2(gateway: &Gateway, request: Request<()>) -> Received {
+    let tls = connected(gateway, &["h2"]).await;
+    let (mut send, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
     let (response, _) = send.send_request(request, true).unwrap();
     let mut received = Received::default();
     let reading = async {

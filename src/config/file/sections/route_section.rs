@@ -3,44 +3,32 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
+
 use super::http_section::allow_fields;
-use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use super::profile_routing::UpstreamNames;
+use super::route_values::{host, prefix, upstream};
+use crate::config::file::config_table::ConfigTable;
 use crate::config::file::value_readers::{
     flag, many, method, name, pattern, size, some, span, span_or_none,
 };
 use crate::config::file::value_readers::{text, word};
 use crate::config::problem::nearest;
 use crate::config::shipped::shipped_routes;
-use crate::config::{Access, AllowedFields, DirectoryKind, PathPattern, Route, Target, UsersCall};
+use crate::config::{
+    Access, AllowedFields, PathPattern, PathPrefix, Route, Segment, Target, UsersCall,
+};
 use crate::profiles::{Profile, Role};
 
-/// What `target` may say.
-#[derive(Clone, Copy)]
-enum TargetWord {
-    Upstream,
-    UsersNode(UsersCall),
-    Closed,
-}
-
-impl TargetWord {
-    fn target(self, upstream: &Arc<str>) -> Target {
-        match self {
-            Self::Upstream => Target::Upstream(Arc::clone(upstream)),
-            Self::UsersNode(call) => Target::UsersNode(call),
-            Self::Closed => Target::Closed,
-        }
-    }
-}
-
-const TARGETS: &[(&str, TargetWord)] = &[
-    ("upstream", TargetWord::Upstream),
-    ("closed", TargetWord::Closed),
-    ("users.login", TargetWord::UsersNode(UsersCall::Login)),
-    ("users.logout", TargetWord::UsersNode(UsersCall::Logout)),
-    ("users.create", TargetWord::UsersNode(UsersCall::Create)),
-    ("users.show", TargetWord::UsersNode(UsersCall::Show)),
-    ("users.change", TargetWord::UsersNode(UsersCall::Change)),
-    ("users.delete", TargetWord::UsersNode(UsersCall::Delete)),
+const TARGETS: &[(&str, Target)] = &[
+    ("upstream", Target::Upstream),
+    ("closed", Target::Closed),
+    ("users.login", Target::UsersNode(UsersCall::Login)),
+    ("users.logout", Target::UsersNode(UsersCall::Logout)),
+    ("users.create", Target::UsersNode(UsersCall::Create)),
+    ("users.show", Target::UsersNode(UsersCall::Show)),
+    ("users.change", Target::UsersNode(UsersCall::Change)),
+    ("users.delete", Target::UsersNode(UsersCall::Delete)),
 ];
 
 const ACCESS: &[(&str, Access)] = &[
@@ -51,44 +39,73 @@ const ACCESS: &[(&str, Access)] = &[
     ("api_key", Access::ApiKey),
 ];
 
-/// In match order: the file's own, then the profile's with the file's changes. `upstream` is the name of
-/// the upstream that they lead to.
+/// In match order: the file's own, then the profile's with the file's changes. `relayed`: the upstream
+/// that has the users, if one has.
 pub(in crate::config::file) fn routes(
     root: &ConfigTable<'_>,
     profile: &Profile,
-    directory: DirectoryKind,
+    relayed: Option<&Arc<str>>,
     allowed: &AllowedFields,
-    upstream: &Arc<str>,
+    upstreams: &UpstreamNames,
 ) -> Vec<Route> {
-    let mut shipped = shipped_routes(profile, upstream);
+    let mut shipped = shipped_routes(profile, &upstreams.routings);
     for route in &mut shipped {
         route.allow_fields = allowed.clone();
-    }
-    if directory == DirectoryKind::Upstream {
-        shipped.iter_mut().for_each(leave_roles_to_upstream);
+        if Some(&route.upstream) == relayed {
+            leave_roles_to_upstream(route);
+        }
     }
     let mut own: Vec<Route> = Vec::new();
-    let mut seen: Vec<Arc<str>> = Vec::new();
+    let mut seen: Vec<RouteName> = Vec::new();
     for table in root.sections("route") {
         let Some(name) = table.required("name", name, "\"my.route\"") else {
             table.leave_unread();
             continue;
         };
-        let name: Arc<str> = Arc::from(name);
-        if seen.contains(&name) {
-            table.complain("name", &format!("\"{name}\" is taken by a route above"), "");
+        let named = table.read("upstream", |value| upstream(value, &upstreams.names));
+        let name = RouteName {
+            name: Arc::from(name),
+            upstream: named.map(|position| Arc::clone(&upstreams.names[position])),
+        };
+        let is_shipped = shipped.iter().any(|route| name.is_of(route));
+        let is_taken = |other: &RouteName| match is_shipped {
+            true => name.overlaps(other),
+            false => name.name == other.name,
+        };
+        if seen.iter().any(is_taken) {
+            let reason = format!("\"{}\" is taken by a route above", name.name);
+            table.complain("name", &reason, "");
         }
-        seen.push(Arc::clone(&name));
-        if let Some(place) = shipped.iter_mut().find(|route| route.name == name) {
-            *place = changed(&table, place.clone(), upstream);
-        } else if let Some(route) = added(&table, &name, &shipped, allowed, upstream) {
-            warn_if_hidden(&table, &route, &own);
+        if is_shipped {
+            override_shipped(&table, &name, &mut shipped);
+        } else if let Some(route) = added(&table, &name, &shipped, allowed, upstreams) {
+            report_if_hidden(&table, &route, &own);
             own.push(route);
         }
+        seen.push(name);
     }
     own.append(&mut shipped);
     close(root, &mut own);
     own
+}
+
+/// The keys `name` and `upstream` of a route.
+struct RouteName {
+    name: Arc<str>,
+    /// None: of a shipped route, those of all upstreams.
+    upstream: Option<Arc<str>>,
+}
+
+impl RouteName {
+    fn is_of(&self, route: &Route) -> bool {
+        let is_same = |upstream: &Arc<str>| *upstream == route.upstream;
+        self.name == route.name && self.upstream.as_ref().is_none_or(is_same)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let (one, two) = (&self.upstream, &other.upstream);
+        self.name == other.name && (one.is_none() || two.is_none() || one == two)
+    }
 }
 
 /// The upstream knows the roles of its own users and checks them; a token that the gateway has
@@ -99,43 +116,74 @@ fn leave_roles_to_upstream(route: &mut Route) {
     }
 }
 
-fn added(
-    table: &ConfigTable<'_>,
-    name: &Arc<str>,
-    shipped: &[Route],
-    allowed: &AllowedFields,
-    upstream: &Arc<str>,
-) -> Option<Route> {
-    let Some(path) = table.value("path") else {
-        let names = shipped.iter().map(|route| route.name.as_ref());
-        let meant = nearest(name, names).map(|meant| format!("did you mean route \"{meant}\"?"));
-        let suggestion = meant.unwrap_or_else(|| "add path = \"/...\"".to_owned());
-        table.complain(
-            "path",
-            "is missing: no shipped route has this name",
-            &suggestion,
-        );
-        let route = plain(name, PathPattern(Vec::new()), upstream);
-        changed(table, route, upstream);
-        return None;
-    };
-    let path = pattern(&path);
-    let pattern = path.clone().unwrap_or(PathPattern(Vec::new()));
-    let mut route = plain(name, pattern, upstream);
-    route.allow_fields = allowed.clone();
-    let route = changed(table, route, upstream);
-    path.map(|path| Route { path, ..route })
+/// Changes the shipped routes of this name, one for each upstream that has them.
+fn override_shipped(table: &ConfigTable<'_>, name: &RouteName, shipped: &mut [Route]) {
+    let keys = RouteKeys::read(table);
+    let mut upstreams: Vec<&Arc<str>> = Vec::new();
+    for route in shipped.iter_mut().filter(|route| name.is_of(route)) {
+        let is_first = upstreams.is_empty();
+        *route = keys.applied_to(route.clone());
+        if is_first {
+            check(table, route);
+        }
+        if !upstreams.contains(&&route.upstream) {
+            upstreams.push(&route.upstream);
+        }
+    }
+    let place = ["hosts", "path"].into_iter().find(|key| table.has(key));
+    if let Some(key) = place.filter(|_| upstreams.len() > 1) {
+        let reason = "would be the same for the routes of several upstreams";
+        let suggestion = format!("name one, such as upstream = \"{}\"", upstreams[0]);
+        table.complain(key, reason, &suggestion);
+    }
 }
 
-/// The defaults of a route with this path.
-fn plain(name: &Arc<str>, path: PathPattern, upstream: &Arc<str>) -> Route {
+fn added(
+    table: &ConfigTable<'_>,
+    name: &RouteName,
+    shipped: &[Route],
+    allowed: &AllowedFields,
+    upstreams: &UpstreamNames,
+) -> Option<Route> {
+    let keys = RouteKeys::read(table);
+    if !table.has("path") {
+        let names = shipped.iter().map(|route| route.name.as_ref());
+        let meant = nearest(&name.name, names);
+        let meant = meant.map(|meant| format!("did you mean route \"{meant}\"?"));
+        let suggestion = meant.unwrap_or_else(|| "add path = \"/...\"".to_owned());
+        let reason = "is missing: no shipped route has this name";
+        table.complain("path", reason, &suggestion);
+    }
+    let is_forwarded = keys.target.is_none_or(|target| target == Target::Upstream);
+    if is_forwarded && upstreams.names.len() > 1 && !table.has("upstream") {
+        let suggestion = format!("such as \"{}\"", upstreams.names[0]);
+        table.complain(
+            "upstream",
+            "is missing: there are several upstreams",
+            &suggestion,
+        );
+    }
+    let first = upstreams.names.first().cloned();
+    let upstream = name.upstream.clone().or(first);
+    let mut route = plain(&name.name, upstream.unwrap_or_else(|| Arc::from("")));
+    route.allow_fields = allowed.clone();
+    let route = keys.applied_to(route);
+    check(table, &route);
+    keys.path.is_some().then_some(route)
+}
+
+/// The defaults of a route.
+fn plain(name: &Arc<str>, upstream: Arc<str>) -> Route {
     Route {
         name: Arc::clone(name),
         hosts: Vec::new(),
-        path,
+        path: PathPattern(Vec::new()),
+        strip_prefix: None,
+        preserve_host: false,
         methods: Vec::new(),
         access: vec![Access::Token],
-        target: Target::Upstream(Arc::clone(upstream)),
+        target: Target::Upstream,
+        upstream,
         class: Arc::from("other"),
         monitoring: false,
         max_body: 1 << 20,
@@ -146,96 +194,141 @@ fn plain(name: &Arc<str>, path: PathPattern, upstream: &Arc<str>) -> Route {
     }
 }
 
-/// `route` with the keys of `table`.
-fn changed(table: &ConfigTable<'_>, route: Route, upstream: &Arc<str>) -> Route {
-    let path = match table.value("path") {
-        // Reported already by `added`.
-        Some(_) if route.path.0.is_empty() => route.path,
-        Some(path) => pattern(&path).unwrap_or(route.path),
-        None => route.path,
-    };
-    let class = table.read("class", name).map(Arc::from);
-    let changed = Route {
-        hosts: table.or("host", many(host), route.hosts),
-        methods: table.or("methods", many(method), route.methods),
-        access: table.or("access", some(word(ACCESS)), route.access),
-        target: match table.read("target", word(TARGETS)) {
-            Some(word) => word.target(upstream),
-            None => route.target,
-        },
-        class: class.unwrap_or(route.class),
-        monitoring: table.or("monitoring", flag, route.monitoring),
-        max_body: table.or("max_body", size(0..=1 << 40), route.max_body),
-        first_byte_timeout: table
-            .read("first_byte_timeout", span)
-            .or(route.first_byte_timeout),
-        timeout: table.or("timeout", span, route.timeout),
-        max_wait: table.or("max_wait", span_or_none, route.max_wait),
-        allow_fields: allow_fields(table).unwrap_or(route.allow_fields),
-        name: route.name,
-        path,
-    };
-    let first_byte = changed.first_byte_timeout.unwrap_or_default();
-    if first_byte > changed.timeout {
+/// The keys of one `[[route]]`; None: not there, or wrong.
+struct RouteKeys {
+    hosts: Option<Vec<String>>,
+    path: Option<PathPattern>,
+    strip_prefix: Option<PathPrefix>,
+    preserve_host: Option<bool>,
+    methods: Option<Vec<Method>>,
+    access: Option<Vec<Access>>,
+    target: Option<Target>,
+    class: Option<Arc<str>>,
+    monitoring: Option<bool>,
+    max_body: Option<u64>,
+    first_byte_timeout: Option<Duration>,
+    timeout: Option<Duration>,
+    max_wait: Option<Duration>,
+    allow_fields: Option<AllowedFields>,
+}
+
+impl RouteKeys {
+    fn read(table: &ConfigTable<'_>) -> Self {
+        Self {
+            hosts: table.read("hosts", many(host)),
+            path: table.read("path", pattern),
+            strip_prefix: table.read("strip_prefix", prefix),
+            preserve_host: table.read("preserve_host", flag),
+            methods: table.read("methods", many(method)),
+            access: table.read("access", some(word(ACCESS))),
+            target: table.read("target", word(TARGETS)),
+            class: table.read("class", name).map(Arc::from),
+            monitoring: table.read("monitoring", flag),
+            max_body: table.read("max_body", size(0..=1 << 40)),
+            first_byte_timeout: table.read("first_byte_timeout", span),
+            timeout: table.read("timeout", span),
+            max_wait: table.read("max_wait", span_or_none),
+            allow_fields: allow_fields(table),
+        }
+    }
+
+    /// `route` with these keys.
+    fn applied_to(&self, route: Route) -> Route {
+        let mut route = route;
+        set(&mut route.hosts, &self.hosts);
+        set(&mut route.path, &self.path);
+        set(&mut route.preserve_host, &self.preserve_host);
+        set(&mut route.methods, &self.methods);
+        set(&mut route.access, &self.access);
+        set(&mut route.target, &self.target);
+        set(&mut route.class, &self.class);
+        set(&mut route.monitoring, &self.monitoring);
+        set(&mut route.max_body, &self.max_body);
+        set(&mut route.timeout, &self.timeout);
+        set(&mut route.max_wait, &self.max_wait);
+        set(&mut route.allow_fields, &self.allow_fields);
+        route.first_byte_timeout = self.first_byte_timeout.or(route.first_byte_timeout);
+        if let Some(prefix) = &self.strip_prefix {
+            route.strip_prefix = (!prefix.is_empty()).then(|| prefix.clone());
+        }
+        route
+    }
+}
+
+fn set<T: Clone>(place: &mut T, value: &Option<T>) {
+    if let Some(value) = value {
+        place.clone_from(value);
+    }
+}
+
+/// Reports keys that do not fit together.
+fn check(table: &ConfigTable<'_>, route: &Route) {
+    let first_byte = route.first_byte_timeout.unwrap_or_default();
+    if first_byte > route.timeout {
         let key = if table.has("timeout") {
             "timeout"
         } else {
             "first_byte_timeout"
         };
-        table.complain(
-            key,
-            "leaves less time for the whole response than for its first byte",
-            "",
-        );
+        let reason = "leaves less time for the whole response than for its first byte";
+        table.complain(key, reason, "");
     }
-    if changed.max_wait >= changed.timeout {
-        table.complain(
-            "max_wait",
-            "leaves no time for the request itself",
-            "below timeout",
-        );
+    if route.max_wait >= route.timeout {
+        let reason = "leaves no time for the request itself";
+        table.complain("max_wait", reason, "below timeout");
     }
-    changed
-}
-
-fn host(value: &ConfigValue<'_>) -> Option<String> {
-    let host = text(value)?.to_ascii_lowercase();
-    let name = host.strip_prefix("*.").unwrap_or(&host);
-    let letter = |letter: u8| letter.is_ascii_alphanumeric() || b"-._:[]".contains(&letter);
-    let good = !name.starts_with('.') && name.bytes().all(letter);
-    // `*.example.org:8443` or `example.org:8443`; an IPv6 address keeps its brackets.
-    let has_port = name
-        .rsplit_once(':')
-        .is_some_and(|(name, _)| !name.contains('['));
-    if !good || has_port || name.is_empty() {
-        value.complain(
-            "must be a host name without port",
-            "such as \"*.example.org\"",
-        );
-        return None;
-    }
-    Some(host)
-}
-
-/// A route below another with the same path, host and methods gets no request.
-fn warn_if_hidden(table: &ConfigTable<'_>, route: &Route, above: &[Route]) {
-    let covers = |other: &&Route| {
-        other.path == route.path
-            && (other.hosts.is_empty() || other.hosts == route.hosts)
-            && (other.methods.is_empty()
-                || !route.methods.is_empty()
-                    && route
-                        .methods
-                        .iter()
-                        .all(|method| other.methods.contains(method)))
-    };
-    if let Some(other) = above.iter().find(covers) {
+    if let Some(prefix) = &route.strip_prefix
+        && !prefix.covers(&route.path)
+        && (table.has("strip_prefix") || table.has("path"))
+    {
+        let key = if table.has("strip_prefix") {
+            "strip_prefix"
+        } else {
+            "path"
+        };
         let reason = format!(
-            "is never reached: route \"{}\" above takes it all",
-            other.name
+            "does not fit: paths of {} do not begin with {prefix}",
+            route.path
         );
+        table.complain(key, &reason, "path is the whole path that clients send");
+    }
+}
+
+/// Reports a route that another above leaves no request. It is refused where the two take the same
+/// requests or lead to different upstreams, since one of them must be a mistake.
+fn report_if_hidden(table: &ConfigTable<'_>, route: &Route, above: &[Route]) {
+    let Some(other) = above.iter().find(|other| covers(other, route)) else {
+        return;
+    };
+    let reason = format!(
+        "is never reached: route \"{}\" above takes it all",
+        other.name
+    );
+    if covers(route, other) || other.upstream != route.upstream {
+        let suggestion = "give them different hosts, paths or methods, or remove one";
+        table.complain("path", &reason, suggestion);
+    } else {
         table.warn("path", &reason, "the first match wins: put it above");
     }
+}
+
+/// Whether `one` takes every request that `other` takes, by the same path.
+fn covers(one: &Route, other: &Route) -> bool {
+    let same_segment = |(one, other): (&Segment, &Segment)| match (one, other) {
+        (Segment::One(_), Segment::One(_)) => true,
+        _ => one == other,
+    };
+    let (path, others) = (&one.path.0, &other.path.0);
+    let host = |host: &String| one.hosts.contains(host);
+    path.len() == others.len()
+        && path.iter().zip(others).all(same_segment)
+        && (one.hosts.is_empty() || !other.hosts.is_empty() && other.hosts.iter().all(host))
+        && (one.methods.is_empty()
+            || !other.methods.is_empty()
+                && other
+                    .methods
+                    .iter()
+                    .all(|method| one.methods.contains(method)))
 }
 
 /// `close = ["groups.*"]`: routes by name; a `*` at the end stands for any rest.

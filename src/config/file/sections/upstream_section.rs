@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
+use super::profile_routing::UpstreamNames;
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret, secret_that};
 use crate::config::file::units::parse_hex;
@@ -18,28 +19,29 @@ use crate::config::file::value_readers::{
 use crate::config::{BaseAddress, Login, Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
-/// Empty only when the only upstream is missing or wrong; the report has that problem.
+/// The settings of each upstream, and what routes need to know of them all. None: an upstream is
+/// missing or wrong; the report has that problem.
 pub(in crate::config::file) fn upstreams(
     root: &ConfigTable<'_>,
     profile: &Profile,
-) -> Vec<UpstreamConfig> {
+) -> (Option<Vec<UpstreamConfig>>, UpstreamNames) {
+    let mut names = UpstreamNames::default();
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
-        return Vec::new();
+        return (None, names);
     };
     let tables = all.named();
-    for (name, table) in tables.iter().skip(1) {
-        let reason = format!("is a second upstream, beside \"{}\"", tables[0].0);
-        let suggestion = "one gate serves one upstream for now: start another gate for it";
-        table.complain("", &reason, suggestion);
-        let _ = one(name, table, profile);
-    }
-    let Some((name, table)) = tables.first() else {
+    if tables.is_empty() {
         let example = "[upstream.main] with a url";
         all.complain("", "names no upstream", &format!("add {example}"));
-        return Vec::new();
-    };
-    one(name, table, profile).into_iter().collect()
+        return (None, names);
+    }
+    let mut upstreams = Vec::new();
+    for (name, table) in &tables {
+        names.read(name, table, profile, tables.len() == 1);
+        upstreams.push(one(name, table, profile));
+    }
+    (upstreams.into_iter().collect(), names)
 }
 
 fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<UpstreamConfig> {
@@ -82,6 +84,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         probe: table
             .read("probe", probe)
             .unwrap_or_else(|| profile.probe.map(PathAndQuery::from_static)),
+        required: table.or("required", flag, true),
         base: base?,
     };
     if !upstream.base.tls && (upstream.server_name.is_some() || table.has("ca")) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
 
+use super::route_values::upstream;
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::secret_that;
 use crate::config::file::value_readers::{
@@ -19,7 +20,11 @@ use crate::profiles::{Role, check_name, check_password};
 
 const ROLES: &[(&str, Role)] = &[("user", Role::User), ("admin", Role::Admin)];
 
-pub(in crate::config::file) fn users(root: &ConfigTable<'_>) -> UsersConfig {
+/// `upstreams`: the names of all. Also returns the position of the one that has the users.
+pub(in crate::config::file) fn users(
+    root: &ConfigTable<'_>,
+    upstreams: &[Arc<str>],
+) -> (UsersConfig, usize) {
     const DIRECTORIES: &[(&str, DirectoryKind)] = &[
         ("gateway", DirectoryKind::Gateway),
         ("webapp", DirectoryKind::Upstream),
@@ -38,7 +43,7 @@ pub(in crate::config::file) fn users(root: &ConfigTable<'_>) -> UsersConfig {
     ];
     let mut users = UsersConfig::default();
     let Some(table) = root.section("users") else {
-        return users;
+        return (users, 0);
     };
     users.directory = table.or("directory", word(DIRECTORIES), users.directory);
     users.unknown_tokens = table.or("unknown_tokens", word(UNKNOWN), users.unknown_tokens);
@@ -55,7 +60,29 @@ pub(in crate::config::file) fn users(root: &ConfigTable<'_>) -> UsersConfig {
     users.hashing_slots = table.or("hashing_slots", number(1..=64), users.hashing_slots);
     check(&table, &users);
     users.max_tokens_per_user = users.max_tokens_per_user.min(largest_share(&users));
-    users
+    let upstream = users_upstream(&table, users.directory, upstreams);
+    (users, upstream)
+}
+
+/// Position of the upstream that has the users with `directory = "webapp"`.
+fn users_upstream(
+    table: &ConfigTable<'_>,
+    directory: DirectoryKind,
+    upstreams: &[Arc<str>],
+) -> usize {
+    let position = table.read("upstream", |value| upstream(value, upstreams));
+    match (directory, table.has("upstream")) {
+        (DirectoryKind::Gateway, true) => {
+            let reason = "has no effect with directory = \"gateway\": the gate has the users";
+            table.warn("upstream", reason, "");
+        }
+        (DirectoryKind::Upstream, false) if upstreams.len() > 1 => {
+            let reason = "is missing: there are several upstreams, and one has the users";
+            table.complain("upstream", reason, &format!("such as \"{}\"", upstreams[0]));
+        }
+        _ => {}
+    }
+    position.unwrap_or(0)
 }
 
 /// A user may have a quarter of all tokens: no single user can use them up.

@@ -73,6 +73,7 @@ fn subject<'a>(client: &'a Client, class: &'a str) -> RateSubject<'a> {
         client,
         peer: PEER,
         class,
+        class_bucket: class,
     }
 }
 
