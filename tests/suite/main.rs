@@ -23,6 +23,7 @@ mod error_formats;
 mod exhaustion;
 mod fair_shares;
 mod first_run;
+mod fleet;
 mod forwarding;
 mod hanging_disk;
 mod harness;

@@ -1,0 +1,253 @@
+//! Rows U17 and U18 of the field cases: prefixes and host names. Requests to upstreams at one address
+//! keep to their own connections (U5).
+
+use super::{Echoed, LOGIN, common, config, echo, get, get_http2};
+use crate::harness::Gateway;
+
+/// `a` at its host and below it, `b` behind a prefix, `c` for everything else.
+async fn by_host_and_path() -> Gateway {
+    let (a, b, c) = (echo("a").await, echo("b").await, echo("c").await);
+    let text = config(&format!(
+        r#"
+[upstream.a]
+url = "http://{a}"
+{LOGIN}
+[upstream.b]
+url = "http://{b}"
+{LOGIN}
+[upstream.c]
+url = "http://{c}"
+{LOGIN}
+[[route]]
+name = "host"
+upstream = "a"
+hosts = ["A.gate.internal", "*.below.gate.internal."]
+path = "/*"
+access = "api_key"
+preserve_host = true
+[[route]]
+name = "prefix"
+upstream = "b"
+path = "/api/*"
+strip_prefix = "/api"
+access = "api_key"
+[[route]]
+name = "deep"
+upstream = "b"
+path = "/one/{{id}}/x"
+strip_prefix = "/one"
+access = "api_key"
+[[route]]
+name = "rest"
+upstream = "c"
+path = "/*"
+access = "api_key"
+"#,
+        a = a.address,
+        b = b.address,
+        c = c.address
+    ));
+    Gateway::of_text(&text).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_ends_at_a_segments_border_and_the_rest_passes_byte_for_byte() {
+    let gateway = by_host_and_path().await;
+    for (target, name, upward) in [
+        ("/api", "b", "/"),
+        ("/api/", "b", "/"),
+        ("/api?x=1", "b", "/?x=1"),
+        ("/api/?x=1", "b", "/?x=1"),
+        (
+            "/api/a%20b;v=1/%C3%A9~/?q=%2F",
+            "b",
+            "/a%20b;v=1/%C3%A9~/?q=%2F",
+        ),
+        ("/%61pi/a", "b", "/a"),
+        ("/ap%69?y", "b", "/?y"),
+        ("/api/api/x", "b", "/api/x"),
+        ("/one/7/x", "b", "/7/x"),
+        ("http://localhost/api/a?b", "b", "/a?b"),
+        ("/apiary", "c", "/apiary"),
+        ("/apiary/api", "c", "/apiary/api"),
+        ("/API/x", "c", "/API/x"),
+        ("/one/7/y", "c", "/one/7/y"),
+    ] {
+        let echoed = get(&gateway, target, "localhost").await;
+        let seen = (&*echoed.name, &*echoed.target);
+        assert_eq!(seen, (name, upward), "{target}");
+        let prefix = match target {
+            "/one/7/x" => Some("/one"),
+            _ if name == "b" => Some("/api"),
+            _ => None,
+        };
+        assert_eq!(echoed.field("x-forwarded-prefix"), prefix, "{target}");
+    }
+    // Two parsers could read these differently: refused, with a prefix as without one.
+    for target in [
+        "/api/a%2Fb",
+        "/api//c",
+        "/api/../x",
+        "//api",
+        "/api/%2e%2e/x",
+    ] {
+        assert_eq!(
+            get(&gateway, target, "localhost").await.status,
+            400,
+            "{target}"
+        );
+    }
+    let http2 = get_http2(&gateway, "/api?x=1", "localhost").await;
+    assert_eq!((&*http2.name, &*http2.target), ("b", "/?x=1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_is_the_same_in_capitals_with_a_port_and_with_a_dot() {
+    let gateway = by_host_and_path().await;
+    let hosts = [
+        ("a.gate.internal", "a"),
+        ("A.Gate.INTERNAL", "a"),
+        ("a.gate.internal:8443", "a"),
+        ("a.gate.internal.", "a"),
+        ("a.gate.internal.:8443", "a"),
+        ("x.below.gate.internal", "a"),
+        ("Y.x.below.gate.internal:1", "a"),
+        ("below.gate.internal", "c"),
+        ("xbelow.gate.internal", "c"),
+        ("a.gate.internal.example.org", "c"),
+        ("b.gate.internal", "c"),
+    ];
+    for (host, name) in hosts {
+        let one = get(&gateway, "/x", host).await;
+        let absolute = get(&gateway, &format!("http://{host}/x"), host).await;
+        let two = get_http2(&gateway, "/x", host).await;
+        for (what, echoed) in [("field", one), ("target", absolute), ("h2", two)] {
+            assert_eq!(echoed.name, name, "{host} {what}");
+            assert_eq!(echoed.target, "/x", "{host} {what}");
+            let kept = (name == "a").then(|| host.to_ascii_lowercase());
+            let upward = echoed.field("host").unwrap();
+            match kept {
+                Some(kept) => assert_eq!(upward, kept, "{what}: as the client sent it"),
+                None => assert!(upward.starts_with("127.0.0.1:"), "{what}: {upward}"),
+            }
+        }
+    }
+    // Two hosts: refused.
+    let two = get(&gateway, "http://a.gate.internal/x", "other.example").await;
+    assert_eq!(two.status, 400);
+    // A prefix at any host, except where a route above takes the host.
+    assert_eq!(
+        get(&gateway, "/api/x", "a.gate.internal").await.target,
+        "/api/x"
+    );
+    assert_eq!(get(&gateway, "/api/x", "b.gate.internal").await.name, "b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_profiles_routes_lead_to_the_upstream_of_the_host_or_prefix() {
+    let (north, south, rest) = (echo("north").await, echo("south").await, echo("rest").await);
+    let text = common(&format!(
+        r#"
+[upstream.rest]
+url = "http://{rest}"
+{LOGIN}
+path_prefix = "/"
+[upstream.north]
+url = "http://{north}"
+{LOGIN}
+hosts = ["north.gate.internal", "*.gate.internal"]
+[upstream.south]
+url = "http://{south}"
+{LOGIN}
+hosts = "south.gate.internal"
+path_prefix = "/south"
+[[route]]
+name = "support.show"
+upstream = "north"
+target = "closed"
+[[limit]]
+name = "nodes"
+rate = "1/m burst 5"
+"#,
+        rest = rest.address,
+        north = north.address,
+        south = south.address
+    ));
+    let gateway = Gateway::of_text(&text).await;
+    for (host, path, name, target) in [
+        ("north.gate.internal", "/v1/health", "north", "/v1/health"),
+        ("x.gate.internal", "/v1/health", "north", "/v1/health"),
+        (
+            "south.gate.internal",
+            "/south/v1/health?a",
+            "south",
+            "/v1/health?a",
+        ),
+        // The wildcard takes what the exact host does not.
+        ("south.gate.internal", "/v1/health", "north", "/v1/health"),
+        ("other.example", "/v1/health", "rest", "/v1/health"),
+    ] {
+        let echoed = get(&gateway, path, host).await;
+        assert_eq!(
+            (&*echoed.name, &*echoed.target),
+            (name, target),
+            "{host}{path}"
+        );
+        let token = format!("bearer token of {name}");
+        assert_eq!(echoed.field("authorization"), Some(&*token));
+        assert!(echoed.field("host").unwrap().starts_with("127.0.0.1:"));
+    }
+    let status = async |host| get(&gateway, "/v1/support", host).await.status;
+    assert_eq!(status("north.gate.internal").await, 404, "closed there");
+    assert_ne!(status("other.example").await, 404, "and not here");
+    // One class of one upstream is full; the same class of another is not.
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        statuses.push(
+            get(&gateway, "/v1/health", "north.gate.internal")
+                .await
+                .status,
+        );
+    }
+    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+    assert_eq!(
+        get(&gateway, "/v1/health", "other.example").await.status,
+        200
+    );
+}
+
+/// Row U5: what differs here is the login; connections belong to an upstream, not to an address.
+#[tokio::test(flavor = "multi_thread")]
+async fn upstreams_at_one_address_share_no_connection() {
+    let both = super::shared_server().await;
+    let text = config(&format!(
+        r#"
+[upstream.x]
+url = "http://{address}"
+login = {{ username = "user-x", password = {{ file = "webapp-password" }} }}
+[upstream.y]
+url = "http://{address}"
+login = {{ username = "user-y", password = {{ file = "webapp-password" }} }}
+[[route]]
+name = "x"
+upstream = "x"
+path = "/x/*"
+access = "api_key"
+[[route]]
+name = "y"
+upstream = "y"
+path = "/y/*"
+access = "api_key"
+"#,
+        address = both.address
+    ));
+    let gateway = Gateway::of_text(&text).await;
+    for turn in 0..200 {
+        let path = if turn % 2 == 0 { "/x/1" } else { "/y/1" };
+        let echoed: Echoed = get(&gateway, path, "localhost").await;
+        assert_eq!(echoed.status, 200);
+        let token = format!("bearer token for user-{}", &path[1..2]);
+        assert_eq!(echoed.field("authorization"), Some(&*token));
+    }
+    assert_eq!(both.mixed(), 0, "a connection carried requests of both");
+}
