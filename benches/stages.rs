@@ -238,6 +238,7 @@ fn limiter(c: &mut Criterion) {
                     peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                     class: "nodes",
                     class_bucket: "main/nodes",
+                    upstream: Some("main"),
                 };
                 let admitted = runtime.block_on(limiter.admit(subject, Duration::ZERO));
                 assert!(black_box(admitted).is_ok());

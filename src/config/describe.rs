@@ -49,6 +49,9 @@ impl Config {
             if !key.methods.is_empty() {
                 let _ = write!(text, ", {}", listed(&key.methods));
             }
+            if !key.upstreams.is_empty() {
+                let _ = write!(text, ", upstreams {}", listed(&key.upstreams));
+            }
             if let Some(limit) = key.limit {
                 let _ = write!(text, ", {limit}");
             }
@@ -326,6 +329,7 @@ fn describe_limit(limit: &Limit) -> String {
         LimitKey::Client => "client",
         LimitKey::Peer => "peer",
         LimitKey::Class => "class",
+        LimitKey::Upstream => "upstream",
     };
     let classes = match limit.classes.as_slice() {
         [] => "all classes".to_owned(),

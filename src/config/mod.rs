@@ -211,6 +211,8 @@ pub struct ApiKey {
     pub paths: Vec<PathPattern>,
     /// Empty: every method.
     pub methods: Vec<Method>,
+    /// Names of the upstreams that it may call; empty: all.
+    pub upstreams: Vec<Arc<str>>,
     /// This key's own limit, besides the policies.
     pub limit: Option<Quota>,
 }
@@ -324,8 +326,10 @@ pub enum LimitKey {
     Client,
     /// One per peer address; IPv6 by /64.
     Peer,
-    /// One per route class, all clients together: the upstream's own limits.
+    /// One per upstream and route class, all clients together: the upstream's own limits.
     Class,
+    /// One per upstream, all clients and classes together.
+    Upstream,
 }
 
 #[derive(Clone, Debug, PartialEq)]

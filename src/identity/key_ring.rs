@@ -120,6 +120,7 @@ impl KeyRing {
             expires: new.expires,
             role: new.role,
             paths: new.paths,
+            upstreams: Vec::new(),
             methods: new.methods,
             limit: new.limit,
         });

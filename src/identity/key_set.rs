@@ -134,6 +134,7 @@ pub(super) mod tests {
             expires: None,
             role: Role::User,
             paths: Vec::new(),
+            upstreams: Vec::new(),
             methods: Vec::new(),
             limit: None,
         }

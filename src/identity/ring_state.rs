@@ -40,6 +40,7 @@ pub(super) fn api_key(record: KeyRecord) -> Option<ApiKey> {
         expires: record.expires,
         role: record.role,
         paths,
+        upstreams: Vec::new(),
         methods,
         limit,
     })

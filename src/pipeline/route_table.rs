@@ -56,6 +56,11 @@ pub struct RouteEntry {
 }
 
 impl RouteEntry {
+    /// The name of the upstream that it belongs to, as in the configuration.
+    pub(in crate::pipeline) fn upstream_name(&self) -> &Arc<str> {
+        &self.route.upstream
+    }
+
     /// Whether its requests go to an upstream.
     pub(in crate::pipeline) fn is_forwarded(&self) -> bool {
         self.route.target == Target::Upstream || self.takes_client_tokens

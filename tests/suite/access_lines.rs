@@ -252,3 +252,31 @@ async fn a_login_in_a_text_log_stays_one_line() {
     let (_, line) = tried(&logged, ADMIN, ADMIN_PASSWORD).await;
     assert!(line.contains(" attempted_user=\"admin\" "), "{line}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_several_upstreams_a_line_names_the_one_of_its_request() {
+    let webapp = emulator().await;
+    let second = format!(
+        "[log]\nformat = \"json\"\n[upstream.second]\nurl = \"https://{}\"\n\
+         ca = \"webapp-ca.pem\"\nserver_name = \"localhost\"\n\
+         login = {{ username = \"admin\", password = {{ file = \"webapp-password\" }} }}\n\
+         path_prefix = \"/second\"",
+        webapp.address()
+    );
+    let setup = Setup::default()
+        .upstream("path_prefix = \"/\"")
+        .rest(&second);
+    let LoggedGate {
+        program, client, ..
+    } = &running(&webapp, &setup);
+    let client = client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
+    for (path, name) in [("/v1/support", "main"), ("/second/v1/support", "second")] {
+        eventually("the login there", async || {
+            client.get(path).await.status() == 200
+        })
+        .await;
+        assert_eq!(record(program, path).await["upstream"], name);
+    }
+    let own = record(program, "/v1/users/login").await;
+    assert_eq!(own["upstream"], Value::Null, "answered by the gate");
+}

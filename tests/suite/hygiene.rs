@@ -153,7 +153,7 @@ async fn escapes_and_a_final_dot_bypass_no_rule() {
     let routes = r#"
 [[route]]
 name = "inside"
-host = "inside.example.org"
+hosts = "inside.example.org"
 path = "/v1/other"
 target = "closed"
 

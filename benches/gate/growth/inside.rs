@@ -193,6 +193,7 @@ pub(super) fn keys() -> Vec<Point> {
                 peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 class: "other",
                 class_bucket: "main/other",
+                upstream: Some("main"),
             };
             let admitted = runtime.block_on(limiter.admit(subject, Duration::ZERO));
             assert!(black_box(admitted).is_ok());

@@ -180,7 +180,7 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
     let operator = operator_section::operator(root);
     let (upstreams, names) = upstream_section::upstreams(root, profile);
     let (users, users_upstream) = users_section::users(root, &names.names);
-    let api_keys = users_section::api_keys(root);
+    let api_keys = users_section::api_keys(root, &names.names);
     let http = http_section::http(root);
     let users_upstream_name = names.names.get(users_upstream).cloned();
     let relayed = users_upstream_name.filter(|_| users.directory == DirectoryKind::Upstream);

@@ -25,6 +25,7 @@ use crate::pipeline::headers::trace::{HexDigits, TraceParent};
 use crate::pipeline::limit::InFlightPermit;
 use crate::pipeline::peer::{Peer, share_owner};
 use crate::pipeline::reject::Rejection;
+use crate::pipeline::route_table::RouteEntry;
 use crate::pipeline::worker_context::WorkerContext;
 
 /// What is known of one request so far.
@@ -170,8 +171,8 @@ impl AccessLogEntry {
         permit.claim(owner).map_err(|_| Rejection::ShareTaken)?;
         let live = &self.worker.live;
         let route = self.route.and_then(|index| live.routes.at(index));
-        let Some(route) = route.filter(|route| live.upstreams.len() > 1 && route.is_forwarded())
-        else {
+        let route = route.filter(|route| live.upstreams.len() > 1 && route.is_forwarded());
+        let Some(route) = route else {
             return Ok(());
         };
         let claim = permit.claim_for_upstream(&live.upstreams[route.upstream].name);
@@ -247,6 +248,13 @@ impl AccessLogEntry {
         metrics.requests_in_flight.dec();
     }
 
+    /// The upstream that the request goes to; None: it goes to none, or there is only one.
+    fn upstream_name(&self, route: Option<&RouteEntry>) -> Option<&str> {
+        let upstreams = &self.worker.live.upstreams;
+        let route = route.filter(|route| upstreams.len() > 1 && route.is_forwarded())?;
+        Some(&upstreams[route.upstream].name)
+    }
+
     fn log(&self, lines: &WorkerLines, duration: Duration, bytes_in: u64) {
         let route = self
             .route
@@ -264,6 +272,9 @@ impl AccessLogEntry {
                 line.text(key!("attempted_user"), user.text());
             }
             line.text(key!("route"), route.map_or("", |route| &route.name));
+            if let Some(upstream) = self.upstream_name(route) {
+                line.word(key!("upstream"), upstream);
+            }
             line.text(
                 key!("method"),
                 self.method.as_ref().map_or("", Method::as_str),

@@ -101,6 +101,9 @@ impl BucketCharge {
             (BucketKind::Limit(LimitKey::Class), LimitSubject::Request(of)) => {
                 of.class_bucket.to_owned()
             }
+            (BucketKind::Limit(LimitKey::Upstream), LimitSubject::Request(of)) => {
+                of.upstream.unwrap_or_default().to_owned()
+            }
             (BucketKind::Limit(LimitKey::Client), LimitSubject::Request(of))
                 if !matches!(of.client, Client::Open) =>
             {
@@ -133,6 +136,7 @@ impl BucketCharge {
 fn key_of(buckets: &BucketSet, kind: LimitKey, subject: RateSubject<'_>) -> u64 {
     match (kind, subject.client) {
         (LimitKey::Class, _) => buckets.key(subject.class_bucket),
+        (LimitKey::Upstream, _) => buckets.key(subject.upstream),
         (LimitKey::Peer, _) => buckets.key(network(subject.peer)),
         // On an open route the client is not authenticated, so its address counts.
         (LimitKey::Client, Client::Open) => buckets.key(network(subject.peer)),

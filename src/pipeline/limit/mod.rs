@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::attempts::AttemptLimits;
 use self::buckets::{BucketSet, NoPermit};
 use self::in_flight::InFlightLimit;
-use crate::config::{self, Limits, Quota};
+use crate::config::{self, LimitKey, Limits, Quota};
 use crate::identity::Client;
 use crate::metrics::{LimitOutcome, Metrics};
 use crate::shares::network;
@@ -67,6 +67,8 @@ pub struct RateSubject<'a> {
     pub class: &'a str,
     /// Upstream and class: the key of limits by class.
     pub class_bucket: &'a str,
+    /// The upstream that the request goes to; None: the gateway answers it.
+    pub upstream: Option<&'a str>,
 }
 
 /// The charge that found its bucket empty, and the time until the next permit.
@@ -240,7 +242,9 @@ impl Limiter {
         }
         let applying = self.policies.iter().filter(|policy| {
             let classes = &policy.limit.classes;
-            classes.is_empty() || classes.iter().any(|class| **class == *subject.class)
+            let is_of_class =
+                classes.is_empty() || classes.iter().any(|class| **class == *subject.class);
+            is_of_class && (policy.limit.key != LimitKey::Upstream || subject.upstream.is_some())
         });
         charges.extend(
             applying.map(|LimitPolicy { limit, buckets }| {

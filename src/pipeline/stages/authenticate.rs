@@ -115,6 +115,12 @@ fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedC
             "This path takes no API key like this one",
         ));
     }
+    let upstreams = &key.upstreams;
+    if !upstreams.is_empty() && !upstreams.contains(route.upstream_name()) {
+        return Err(Rejection::Forbidden(
+            "This API key is not for this upstream",
+        ));
+    }
     if !identity::permits(&key, route.monitoring, &request.head.method, request.path) {
         return Err(Rejection::Forbidden(
             "This API key is not for this path or method",

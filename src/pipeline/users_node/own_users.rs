@@ -308,6 +308,10 @@ pub(super) async fn admit_login(
         peer: call.origin,
         class: &call.route.class,
         class_bucket: &call.route.class_bucket,
+        upstream: call
+            .route
+            .takes_client_tokens
+            .then(|| &**call.route.upstream_name()),
     };
     let rate = limiter.admit(subject, call.route.max_wait).await;
     Ok(AdmittedLogin {

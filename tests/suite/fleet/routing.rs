@@ -2,7 +2,10 @@
 //! keep to their own connections (U5).
 
 use super::{Echoed, LOGIN, common, config, echo, get, get_http2};
-use crate::harness::Gateway;
+use crate::harness::login_upstream::KEY;
+use crate::harness::raw::connected;
+use crate::harness::received::exchange;
+use crate::harness::{Gateway, sha256};
 
 /// `a` at its host and below it, `b` behind a prefix, `c` for everything else.
 async fn by_host_and_path() -> Gateway {
@@ -143,8 +146,10 @@ async fn a_host_is_the_same_in_capitals_with_a_port_and_with_a_dot() {
     assert_eq!(get(&gateway, "/api/x", "b.gate.internal").await.name, "b");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_profiles_routes_lead_to_the_upstream_of_the_host_or_prefix() {
+const RESTRICTED: &str = "restricted-key-0123456789";
+
+/// `north` for all hosts below `gate.internal` but `south`'s own with its prefix; `rest` for all others.
+async fn with_profile() -> Gateway {
     let (north, south, rest) = (echo("north").await, echo("south").await, echo("rest").await);
     let text = common(&format!(
         r#"
@@ -168,12 +173,27 @@ target = "closed"
 [[limit]]
 name = "nodes"
 rate = "1/m burst 5"
+[[limit]]
+name = "whole"
+key = "upstream"
+rate = "1/m burst 8"
+[[api_key]]
+name = "restricted"
+sha256 = "{digest}"
+paths = "/*"
+upstreams = ["north", "south"]
 "#,
         rest = rest.address,
         north = north.address,
-        south = south.address
+        south = south.address,
+        digest = sha256(RESTRICTED)
     ));
-    let gateway = Gateway::of_text(&text).await;
+    Gateway::of_text(&text).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_profiles_routes_lead_to_the_upstream_of_the_host_or_prefix() {
+    let gateway = with_profile().await;
     for (host, path, name, target) in [
         ("north.gate.internal", "/v1/health", "north", "/v1/health"),
         ("x.gate.internal", "/v1/health", "north", "/v1/health"),
@@ -188,11 +208,8 @@ rate = "1/m burst 5"
         ("other.example", "/v1/health", "rest", "/v1/health"),
     ] {
         let echoed = get(&gateway, path, host).await;
-        assert_eq!(
-            (&*echoed.name, &*echoed.target),
-            (name, target),
-            "{host}{path}"
-        );
+        let seen = (&*echoed.name, &*echoed.target);
+        assert_eq!(seen, (name, target), "{host}{path}");
         let token = format!("bearer token of {name}");
         assert_eq!(echoed.field("authorization"), Some(&*token));
         assert!(echoed.field("host").unwrap().starts_with("127.0.0.1:"));
@@ -200,20 +217,47 @@ rate = "1/m burst 5"
     let status = async |host| get(&gateway, "/v1/support", host).await.status;
     assert_eq!(status("north.gate.internal").await, 404, "closed there");
     assert_ne!(status("other.example").await, 404, "and not here");
-    // One class of one upstream is full; the same class of another is not.
-    let mut statuses = Vec::new();
-    for _ in 0..6 {
-        statuses.push(
-            get(&gateway, "/v1/health", "north.gate.internal")
-                .await
-                .status,
-        );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_by_class_counts_each_upstream_by_itself() {
+    let gateway = with_profile().await;
+    let status = async |host| get(&gateway, "/v1/health", host).await.status;
+    for _ in 0..5 {
+        assert_eq!(status("north.gate.internal").await, 200);
     }
-    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
-    assert_eq!(
-        get(&gateway, "/v1/health", "other.example").await.status,
-        200
-    );
+    assert_eq!(status("north.gate.internal").await, 429);
+    assert_eq!(status("other.example").await, 200);
+    // Another class of the same upstream has permits, until those of the whole upstream are spent.
+    let send = async || get(&gateway, "/v1/support", "rest.example").await.status;
+    let other = async || {
+        let request = format!(
+            "POST /v1/messages HTTP/1.1\r\nHost: north.gate.internal\r\nContent-Length: 2\r\n\
+             Authorization: Apikey {KEY}\r\n\r\n{{}}"
+        );
+        let tls = connected(&gateway, &["http/1.1"]).await;
+        exchange(tls, request.as_bytes(), false).await.status
+    };
+    assert_eq!(send().await, 200);
+    for _ in 0..3 {
+        assert_eq!(other().await, 200);
+    }
+    assert_eq!(other().await, 429);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_key_may_be_for_some_upstreams_only() {
+    let gateway = with_profile().await;
+    let status = async |host: &str, path: &str| {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Api-Key: {RESTRICTED}\r\n\r\n");
+        let tls = connected(&gateway, &["http/1.1"]).await;
+        exchange(tls, request.as_bytes(), false).await.status
+    };
+    assert_eq!(status("north.gate.internal", "/v1/health").await, 200);
+    assert_eq!(status("south.gate.internal", "/south/v1/health").await, 200);
+    assert_eq!(status("other.example", "/v1/health").await, 403);
+    assert_eq!(status("other.example", "/v1/support").await, 403);
 }
 
 /// Row U5: what differs here is the login; connections belong to an upstream, not to an address.

@@ -15,6 +15,7 @@ const KEYS: &[(&str, LimitKey)] = &[
     ("client", LimitKey::Client),
     ("peer", LimitKey::Peer),
     ("class", LimitKey::Class),
+    ("upstream", LimitKey::Upstream),
 ];
 
 fn per(seconds: u64, requests: u32, burst: u32) -> Quota {

@@ -184,10 +184,14 @@ fn password_hash(value: &ConfigValue<'_>) -> Option<String> {
     Some(text)
 }
 
-pub(in crate::config::file) fn api_keys(root: &ConfigTable<'_>) -> Vec<ApiKey> {
+/// `upstreams`: the names of all.
+pub(in crate::config::file) fn api_keys(
+    root: &ConfigTable<'_>,
+    upstreams: &[Arc<str>],
+) -> Vec<ApiKey> {
     let mut keys: Vec<ApiKey> = Vec::new();
     for table in root.sections("api_key") {
-        let Some(key) = api_key(&table) else {
+        let Some(key) = api_key(&table, upstreams) else {
             continue;
         };
         if keys.iter().any(|other| other.name == key.name) {
@@ -207,14 +211,19 @@ pub(in crate::config::file) fn api_keys(root: &ConfigTable<'_>) -> Vec<ApiKey> {
     keys
 }
 
-fn api_key(table: &ConfigTable<'_>) -> Option<ApiKey> {
+fn api_key(table: &ConfigTable<'_>, upstreams: &[Arc<str>]) -> Option<ApiKey> {
     let name = table.required("name", name, "\"prometheus\"");
     let digests = table.required("sha256", some(digest), "[\"...\"] from tollgate new-key");
     let expires = table.read("expires", moment);
     if expires.is_some_and(|moment| moment <= crate::clock::unix_seconds()) {
         table.warn("expires", "has passed: this key is not valid any more", "");
     }
+    let named = |value: &ConfigValue<'_>| {
+        let position = upstream(value, upstreams)?;
+        Some(Arc::clone(&upstreams[position]))
+    };
     Some(ApiKey {
+        upstreams: table.or("upstreams", some(named), Vec::new()),
         expires,
         role: table.or("role", word(ROLES), Role::User),
         paths: table.or("paths", many(pattern), Vec::new()),

@@ -63,6 +63,7 @@ fn key(name: &str, limit: Option<Quota>) -> Client {
         expires: None,
         role: Role::User,
         paths: Vec::new(),
+        upstreams: Vec::new(),
         methods: Vec::new(),
         limit,
     }))
@@ -74,6 +75,7 @@ fn subject<'a>(client: &'a Client, class: &'a str) -> RateSubject<'a> {
         peer: PEER,
         class,
         class_bucket: class,
+        upstream: None,
     }
 }
 
