@@ -100,13 +100,10 @@ fn token_look_up(c: &mut Criterion) {
 }
 
 fn route_match(c: &mut Criterion) {
-    let table = RouteTable::new(
-        &shipped_routes(
-            Profile::DEFAULT,
-            &[ProfileRouting::everywhere("main".into())],
-        ),
-        |_| RouteUpstream::default(),
-    );
+    let routing = ProfileRouting::everywhere("main".into());
+    let routes = shipped_routes(Profile::DEFAULT, &[routing]).into_iter();
+    let routes: Vec<_> = routes.map(Arc::new).collect();
+    let table = RouteTable::new(&routes, |_| RouteUpstream::default());
     let mut group = c.benchmark_group("route match");
     for (name, method, path) in [
         ("short", Method::POST, "/v1/messages"),

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tracing::info;
 
@@ -160,7 +161,7 @@ struct ExamplePaths {
 
 /// None: no route leads to a login, or no path is known that takes a token.
 fn example_paths(config: &Config) -> Option<ExamplePaths> {
-    let is_login = |route: &&Route| route.target == Target::UsersNode(UsersCall::Login);
+    let is_login = |route: &&Arc<Route>| route.target == Target::UsersNode(UsersCall::Login);
     let login = config.routes.iter().find(is_login)?;
     Some(ExamplePaths {
         login: login.path.to_string(),

@@ -1,12 +1,13 @@
 //! The route table in words, for `check`.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::display::{DurationText, listed};
 use super::{Route, Target};
 
 /// The route table in columns.
-pub(super) fn routes(routes: &[Route], names_upstreams: bool) -> String {
+pub(super) fn routes(routes: &[Arc<Route>], names_upstreams: bool) -> String {
     let rows = routes.iter().map(|one| route(one, names_upstreams));
     let rows: Vec<[String; 8]> = rows.collect();
     let mut widths = [0; 8];

@@ -89,10 +89,10 @@ impl Config {
                 .collect()
         };
         let (old_names, new_names) = (names(self), names(new));
-        let stays = |route: &Route| {
+        let stays = |route: &Arc<Route>| {
             old_names.contains(&route.upstream) && new_names.contains(&route.upstream)
         };
-        let staying = |config: &Self| -> Vec<Route> {
+        let staying = |config: &Self| -> Vec<Arc<Route>> {
             let routes = config.routes.iter();
             routes.filter(|route| stays(route)).cloned().collect()
         };

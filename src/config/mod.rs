@@ -67,7 +67,7 @@ pub struct Config {
     pub users: UsersConfig,
     pub api_keys: Vec<ApiKey>,
     /// In match order: the file's own first, then the profile's.
-    pub routes: Vec<Route>,
+    pub routes: Vec<Arc<Route>>,
     pub limits: Limits,
     pub http: RequestRules,
     pub store: StoreConfig,

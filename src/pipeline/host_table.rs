@@ -25,6 +25,12 @@ impl HostTable {
         }
     }
 
+    /// As `RouteNode::shrink`.
+    pub(super) fn shrink(&mut self) {
+        let trees = self.exact.values_mut().chain(self.wildcard.values_mut());
+        trees.for_each(RouteNode::shrink);
+    }
+
     /// As `RouteTable::search`. `*.example.org` takes `a.example.org` and `b.a.example.org`.
     pub(super) fn search(&self, host: &str, path: &str, found: &mut impl FnMut(usize)) {
         // RFC 1035 2.3.4: no name is longer. Bounds the look-ups for one request.

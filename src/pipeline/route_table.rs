@@ -41,7 +41,7 @@ pub struct RouteUpstream {
 /// A route, and its request counts.
 #[derive(Debug)]
 pub struct RouteEntry {
-    route: Route,
+    route: Arc<Route>,
     /// Position in the configured order.
     pub(in crate::pipeline) index: usize,
     /// Position in `LiveRules::upstreams` of the upstream that its requests go to.
@@ -99,13 +99,13 @@ impl RouteTable {
     }
 
     /// `upstream`: where the requests of a route go.
-    pub fn new(routes: &[Route], upstream: impl Fn(&Route) -> RouteUpstream) -> Self {
+    pub fn new(routes: &[Arc<Route>], upstream: impl Fn(&Route) -> RouteUpstream) -> Self {
         let mut table = Self::default();
         for (index, route) in routes.iter().enumerate() {
             table.insert(route, index);
             let upstream = upstream(route);
             table.routes.push(RouteEntry {
-                route: route.clone(),
+                route: Arc::clone(route),
                 index,
                 upstream: upstream.position,
                 takes_client_tokens: upstream.has_users,
@@ -113,6 +113,10 @@ impl RouteTable {
                 rewrite: RouteRewrite::of(route).map(Box::new),
                 counts: RouteCounts::new(&route.name),
             });
+        }
+        table.any_host.shrink();
+        if let Some(by_host) = &mut table.by_host {
+            by_host.shrink();
         }
         table
     }
@@ -225,8 +229,8 @@ mod tests {
     use super::*;
     use crate::config::{Access, AllowedFields, PathPattern, Segment};
 
-    fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Route {
-        Route {
+    fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Arc<Route> {
+        Arc::new(Route {
             name: format!("r{index}").into(),
             hosts: Vec::new(),
             path,
@@ -243,7 +247,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             max_wait: Duration::ZERO,
             allow_fields: AllowedFields::default(),
-        }
+        })
     }
 
     fn matches(pattern: &[Segment], path: &[&str]) -> bool {
@@ -285,7 +289,7 @@ mod tests {
             path in proptest::collection::vec("[abc]|%6[12]", 0..5),
             slash in any::<bool>(),
         ) {
-            let routes: Vec<Route> = patterns.into_iter().enumerate().map(|(index, (path, get))| {
+            let routes: Vec<Arc<Route>> = patterns.into_iter().enumerate().map(|(index, (path, get))| {
                 route(index, path, vec![if get { Method::GET } else { Method::POST }])
             }).collect();
             let sent: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -304,9 +308,12 @@ mod tests {
 
     #[test]
     fn hosts_and_methods_narrow_a_route() {
-        let mut wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
-        wild.hosts = vec!["*.example.org".to_owned()];
-        let table = RouteTable::new(&[wild], |_| RouteUpstream::default());
+        let wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
+        let wild = Route {
+            hosts: vec!["*.example.org".to_owned()],
+            ..(*wild).clone()
+        };
+        let table = RouteTable::new(&[Arc::new(wild)], |_| RouteUpstream::default());
         assert!(table.find("a.example.org", "/x", &Method::HEAD).is_ok());
         for host in ["example.org", ".example.org", "evilexample.org"] {
             assert!(

@@ -1,13 +1,12 @@
 //! A tree of path segments that finds the routes for a path.
 
-use std::collections::BTreeMap;
-
 use crate::config::{PathPattern, Segment, plain};
 
 /// One place in the tree: the segments up to it have matched.
 #[derive(Debug, Default)]
 pub(super) struct RouteNode {
-    literal: BTreeMap<Box<str>, Self>,
+    /// Sorted by segment. Most nodes have one or two: a map would take a kilobyte for each.
+    literal: Vec<LiteralNode>,
     one: Option<Box<Self>>,
     /// Routes whose pattern ends at this node.
     ends: Vec<usize>,
@@ -15,12 +14,19 @@ pub(super) struct RouteNode {
     rest: Vec<usize>,
 }
 
+/// What follows one literal segment.
+#[derive(Debug)]
+struct LiteralNode {
+    segment: Box<str>,
+    node: RouteNode,
+}
+
 impl RouteNode {
     pub(super) fn insert(&mut self, pattern: &PathPattern, index: usize) {
         let mut node = self;
         for segment in &pattern.0 {
             node = match segment {
-                Segment::Literal(text) => node.literal.entry(text.as_str().into()).or_default(),
+                Segment::Literal(text) => node.literal_or_new(text),
                 Segment::One(_) => node.one.get_or_insert_default(),
                 Segment::Rest => {
                     node.rest.push(index);
@@ -29,6 +35,35 @@ impl RouteNode {
             };
         }
         node.ends.push(index);
+    }
+
+    fn literal_or_new(&mut self, segment: &str) -> &mut Self {
+        let position = self.position(segment).unwrap_or_else(|position| {
+            let new = LiteralNode {
+                segment: segment.into(),
+                node: Self::default(),
+            };
+            self.literal.insert(position, new);
+            position
+        });
+        &mut self.literal[position].node
+    }
+
+    /// Where the literal segment is; an error: where it belongs.
+    fn position(&self, segment: &str) -> Result<usize, usize> {
+        let literal = &self.literal;
+        literal.binary_search_by(|literal| (*literal.segment).cmp(segment))
+    }
+
+    /// Frees what growing has left over; to be called when all routes are inserted.
+    pub(super) fn shrink(&mut self) {
+        self.literal.shrink_to_fit();
+        self.ends.shrink_to_fit();
+        self.rest.shrink_to_fit();
+        let literal = self.literal.iter_mut().map(|literal| &mut literal.node);
+        literal
+            .chain(self.one.as_deref_mut())
+            .for_each(Self::shrink);
     }
 
     /// Calls `found` with each route whose pattern matches, in no particular order, possibly twice.
@@ -42,8 +77,8 @@ impl RouteNode {
             self.ends.iter().copied().for_each(found);
             return;
         };
-        if let Some(node) = self.literal.get(plain(segment).as_ref()) {
-            node.search(segments.clone(), found);
+        if let Ok(position) = self.position(&plain(segment)) {
+            self.literal[position].node.search(segments.clone(), found);
         }
         if let Some(node) = &self.one {
             node.search(segments, found);

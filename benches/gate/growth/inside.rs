@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -137,7 +138,7 @@ fn route(index: usize) -> Route {
 
 pub(super) fn routes() -> Vec<Point> {
     let point = |size: usize| {
-        let routes: Vec<Route> = (0..size).map(route).collect();
+        let routes: Vec<_> = (0..size).map(route).map(Arc::new).collect();
         let table = RouteTable::new(&routes, |_| RouteUpstream::default());
         let paths: Vec<String> = (0..size)
             .map(|index| format!("/v1/group{}/node{index}/17", index % 100))

@@ -1,6 +1,7 @@
 //! Rules between sections, applied when each section has been checked.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::parse_report::ParseReport;
 use crate::config::{
@@ -48,7 +49,7 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 
 /// An upstream beside others that no route leads to.
 fn reached(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamConfig) {
-    let leads_here = |route: &Route| match route.target {
+    let leads_here = |route: &Arc<Route>| match route.target {
         Target::Upstream => route.upstream == upstream.name,
         Target::UsersNode(_) => relays(config, upstream),
         Target::Closed => false,

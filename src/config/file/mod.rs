@@ -15,6 +15,7 @@ mod value_readers;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::de::DeTable;
 
@@ -199,7 +200,7 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         users_upstream,
         users,
         api_keys,
-        routes,
+        routes: routes.into_iter().map(Arc::new).collect(),
         limits,
         http,
         store,

@@ -296,7 +296,7 @@ fn the_profiles_routes_come_once_for_each_upstream_the_more_specific_first() {
     );
     let largest = |name: &str, upstream: &str| {
         let mut all = routes.iter();
-        let of = |route: &&Route| *route.name == *name && *route.upstream == *upstream;
+        let of = |route: &&Arc<Route>| *route.name == *name && *route.upstream == *upstream;
         all.find(of).unwrap().max_body
     };
     assert_eq!(largest("messages.send", "south"), 2 << 20);

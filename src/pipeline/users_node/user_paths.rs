@@ -1,5 +1,7 @@
 //! User names in paths: every path to a name that can be created leads back to that name.
 
+use std::sync::Arc;
+
 use http::Uri;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use proptest::prelude::*;
@@ -38,7 +40,8 @@ const ALL: &AsciiSet = &NON_ALPHANUMERIC
 
 fn leads_back(name: &str) {
     let routing = ProfileRouting::everywhere("main".into());
-    let shipped = shipped_routes(Profile::DEFAULT, &[routing]);
+    let shipped = shipped_routes(Profile::DEFAULT, &[routing]).into_iter();
+    let shipped: Vec<_> = shipped.map(Arc::new).collect();
     let show = Target::UsersNode(UsersCall::Show);
     let show = shipped.iter().find(|route| route.target == show).unwrap();
     let routes = RouteTable::new(&shipped, |_| RouteUpstream::default());
