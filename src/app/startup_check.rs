@@ -130,17 +130,14 @@ async fn check_upstream(
     let url = format!("{section}.url");
     let base = &settings.base;
     match trial.reach().await {
-        Ok(()) if base.tls => found.push(CheckResult::good(
-            &url,
-            format!(
-                "{}:{} is there, its certificate is trusted",
-                base.host, base.port
-            ),
-        )),
-        Ok(()) => found.push(CheckResult::good(
-            &url,
-            format!("{}:{} is there", base.host, base.port),
-        )),
+        Ok(()) => {
+            let trusted = match base.tls {
+                true => ", its certificate is trusted",
+                false => "",
+            };
+            let text = format!("{base} is there{trusted}");
+            found.push(CheckResult::good(&url, text));
+        }
         Err(error) => return found.push(CheckResult::wrong(&url, chain(&error))),
     }
     if let Some(login) = &settings.login {

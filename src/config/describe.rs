@@ -169,14 +169,7 @@ fn describe_listener(listener: &Listener) -> String {
 }
 
 fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
-    let scheme = if upstream.base.tls { "https" } else { "http" };
-    let (host, port) = (&upstream.base.host, upstream.base.port);
-    let host = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.clone()
-    };
-    let mut text = format!("{}: {scheme}://{host}:{port}", upstream.name);
+    let mut text = format!("{}: {}", upstream.name, upstream.base);
     if upstream.base.tls {
         let _ = match &upstream.trust {
             Trust::PublicAuthorities => write!(text, ", public authorities"),
@@ -186,6 +179,9 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     }
     if let Some(name) = &upstream.server_name {
         let _ = write!(text, ", as \"{name}\"");
+    }
+    if let Some(host) = &upstream.host {
+        let _ = write!(text, ", Host {host}");
     }
     page.row("upstream", text);
     let queue = DurationText(upstream.queue_timeout);

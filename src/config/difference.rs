@@ -105,6 +105,7 @@ fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut Differe
         found.note(&format!("upstream.{}.{key}", new.name), differs, true);
     };
     note("url", old.base != new.base);
+    note("host", old.host != new.host);
     note(
         "trust",
         old.trust != new.trust || old.server_name != new.server_name,

@@ -10,7 +10,9 @@ use super::login::lease::Lease;
 use super::transport::address_book::AddressBook;
 use super::transport::address_memory::AddressMemory;
 use super::transport::dialer::Dialer;
+use super::transport::tcp_dialer::TcpDialer;
 use super::transport::tls::trust::{TrustError, UpstreamTls};
+use super::transport::unix_dialer::UnixDialer;
 use super::{BadApiKey, Error};
 use crate::config;
 use crate::dns::DnsResolver;
@@ -46,14 +48,18 @@ impl UpstreamMaterials {
         settings: &config::UpstreamConfig,
         scope: &TaskScope,
     ) -> Dialer {
-        Dialer {
+        if let Some(path) = &settings.base.socket {
+            let limit = settings.connect_timeout;
+            return Dialer::Unix(UnixDialer::new(path.clone(), limit, &settings.name));
+        }
+        Dialer::Tcp(TcpDialer {
             port: settings.base.port,
             book: AddressBook::new(&settings.base.host, DnsResolver::of_this_host(), scope),
             memory: AddressMemory::default(),
             tls: self.tls.take().map(Arc::new),
             limit: settings.connect_timeout,
             upstream: Arc::clone(&settings.name),
-        }
+        })
     }
 }
 
@@ -76,19 +82,11 @@ impl Error {
 
 fn host(settings: &config::UpstreamConfig) -> Result<HeaderValue, Error> {
     let base = &settings.base;
-    let is_ipv6 = base.host.contains(':');
-    let name = if is_ipv6 {
-        format!("[{}]", base.host)
-    } else {
-        base.host.clone()
-    };
-    let default_port = if base.tls { 443 } else { 80 };
-    let text = if base.port == default_port {
-        name
-    } else {
-        format!("{name}:{}", base.port)
-    };
-    HeaderValue::from_str(&text).map_err(|_| Error::Host {
+    let authority = base.authority();
+    let default_port = if base.tls { ":443" } else { ":80" };
+    let of_address = || authority.strip_suffix(default_port).unwrap_or(&authority);
+    let text = settings.host.as_deref().unwrap_or_else(of_address);
+    HeaderValue::from_str(text).map_err(|_| Error::Host {
         upstream: Arc::clone(&settings.name),
     })
 }

@@ -53,7 +53,7 @@ pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use transport::connections::UpstreamConnections;
-pub use transport::dialer::{DialError, WaitingFor};
+pub use transport::dial_error::{DialError, SocketFault, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
@@ -266,7 +266,15 @@ impl Upstream {
 
     /// Reads the files of trust and API key again when they change, or on request.
     fn watch_files(&self, scope: &TaskScope, reload: &ReloadSignal) {
-        if let Some(tls) = &self.dialer.tls {
+        if let Dialer::Unix(_) = &*self.dialer {
+            let (dialer, stop) = (Arc::clone(&self.dialer), scope.stop.clone());
+            scope.spawn("upstream socket watch", async move {
+                if let Dialer::Unix(unix) = &*dialer {
+                    unix.watch(stop).await;
+                }
+            });
+        }
+        if let Some(tls) = self.dialer.tls() {
             let watch = Arc::clone(tls).watch(scope.stop.clone(), reload.subscribe());
             scope.spawn("upstream CA watch", watch);
         }

@@ -103,11 +103,10 @@ pub(in crate::upstream) fn identity(
     upstream: &config::UpstreamConfig,
     login: &config::Login,
 ) -> String {
-    let base = &upstream.base;
-    let scheme = if base.tls { "https" } else { "http" };
-    let (name, host, port) = (&upstream.name, &base.host, base.port);
-    format!(
-        "lease\n{name}\n{scheme}://{host}:{port}\n{}",
-        login.username
-    )
+    let (name, base, user) = (&upstream.name, &upstream.base, &login.username);
+    // Another `Host` may be another service at the same address.
+    match &upstream.host {
+        None => format!("lease\n{name}\n{base}\n{user}"),
+        Some(host) => format!("lease\n{name}\n{base}\n{host}\n{user}"),
+    }
 }

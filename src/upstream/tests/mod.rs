@@ -21,6 +21,7 @@ mod session;
 mod stub_dns;
 #[cfg(feature = "emulator")]
 mod trust;
+mod unix_socket;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -108,7 +109,9 @@ impl UpstreamSetup {
                 tls: false,
                 host: address.ip().to_string(),
                 port: address.port(),
+                socket: None,
             },
+            host: None,
             trust: Trust::PublicAuthorities,
             server_name: None,
             login: Some(config::Login {

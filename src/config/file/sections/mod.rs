@@ -11,6 +11,7 @@ pub(super) mod operator_section;
 pub(super) mod route_section;
 mod shared_store_section;
 pub(super) mod store_section;
+mod upstream_address_keys;
 pub(super) mod upstream_section;
 pub(super) mod users_section;
 pub(super) mod workers;

@@ -1,0 +1,114 @@
+//! How an upstream is reached, as the file says it.
+
+use super::*;
+
+/// `[upstream.main]` with these lines.
+fn upstream(lines: &str) -> Result<LoadedConfig, Problems> {
+    let text = format!(
+        "[[listener]]\naddress = \"127.0.0.1:1\"\n[users]\ndirectory = \"webapp\"\n\
+         [upstream.main]\n{lines}\n"
+    );
+    parse(&text, Path::new("/etc/tollgate"))
+}
+
+fn refusal(lines: &str) -> String {
+    match upstream(lines) {
+        Err(problems) => problems.to_string(),
+        Ok(_) => panic!("accepted: {lines}"),
+    }
+}
+
+#[test]
+fn a_unix_socket_is_accepted_without_tls_and_without_allow_plaintext() {
+    for (url, path) in [
+        ("unix:/run/webapp.sock", "/run/webapp.sock"),
+        ("unix:///run/webapp.sock", "/run/webapp.sock"),
+        ("unix:run/webapp.sock", "/etc/tollgate/run/webapp.sock"),
+        (
+            "unix:/run/a socket with spaces",
+            "/run/a socket with spaces",
+        ),
+    ] {
+        let loaded = upstream(&format!("url = \"{url}\"")).unwrap();
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+        let base = &loaded.config.upstreams[0].base;
+        assert_eq!(base.socket.as_deref(), Some(Path::new(path)));
+        assert!(!base.tls);
+        let text = loaded.config.describe();
+        assert!(text.contains(&format!("main: unix:{path}")), "{text}");
+    }
+}
+
+#[test]
+fn a_bad_socket_is_explained() {
+    let long = format!("unix:/{}", "x".repeat(107));
+    for (url, expected) in [
+        ("unix:", "names no socket"),
+        ("unix:/run/", "names no socket"),
+        ("unix://run/webapp.sock", "write one slash"),
+        ("unix:@webapp", "abstract sockets"),
+        (long.as_str(), "107 bytes"),
+        ("unx:/run/webapp.sock", "is no address"),
+    ] {
+        let text = refusal(&format!("url = \"{url}\""));
+        assert!(text.contains(expected), "{url}: {text}");
+    }
+}
+
+#[test]
+fn plaintext_to_another_host_needs_allow_plaintext() {
+    for (url, is_good) in [
+        ("http://127.0.0.1:8080", true),
+        ("http://127.8.8.8", true),
+        ("http://[::1]:8080", true),
+        ("http://localhost", true),
+        ("http://webapp.internal", false),
+        ("http://10.0.0.1:80", false),
+        ("HTTP://WEBAPP.INTERNAL", false),
+    ] {
+        let outcome = upstream(&format!("url = \"{url}\""));
+        assert_eq!(outcome.is_ok(), is_good, "{url}");
+        if let Err(problems) = outcome {
+            let text = problems.to_string();
+            assert!(text.contains("in the clear"), "{text}");
+            let allowed = format!("url = \"{url}\"\nallow_plaintext = true");
+            assert!(upstream(&allowed).is_ok(), "{url}");
+        }
+    }
+}
+
+#[test]
+fn host_is_a_name_with_a_port_at_most() {
+    let with_host = |host: &str| format!("url = \"unix:/run/w\"\nhost = \"{host}\"");
+    for host in [
+        "webapp",
+        "Web.App:8443",
+        "10.0.0.1",
+        "[fd00::1]:80",
+        "web_app",
+    ] {
+        let config = upstream(&with_host(host)).unwrap().config;
+        assert_eq!(config.upstreams[0].host.as_deref(), Some(host));
+    }
+    for host in [
+        "web app",
+        "a@b",
+        "webapp:",
+        "webapp:99999",
+        "http://webapp",
+        "webapp/x",
+        "a\\r\\nb: c",
+    ] {
+        let text = refusal(&with_host(host));
+        assert!(text.contains("upstream.main.host"), "{host}: {text}");
+    }
+}
+
+#[test]
+fn keys_of_tls_without_tls_are_a_warning() {
+    for url in ["unix:/run/w", "http://127.0.0.1:1"] {
+        let lines = format!("url = \"{url}\"\nserver_name = \"x\"");
+        let loaded = upstream(&lines).unwrap();
+        assert_eq!(loaded.warnings.len(), 1, "{url}");
+    }
+}
