@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::RouteTable;
 use crate::secret::{self, SecretSource};
 use crate::store::{SealingKeys, shared};
-use crate::upstream::{TrustError, UpstreamMaterials};
+use crate::upstream::{ClientCertificateError, TrustError, UpstreamMaterials};
 
 /// Everything that can be made without the network and without a change on a disk.
 #[derive(Debug)]
@@ -209,6 +209,11 @@ fn missing_file<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Path> {
             } else if let Some(error) = error.downcast_ref() {
                 match error {
                     TrustError::Unreadable { path, source } => (path, source),
+                    _ => return None,
+                }
+            } else if let Some(error) = error.downcast_ref() {
+                match error {
+                    ClientCertificateError::Unreadable { path, source } => (path, source),
                     _ => return None,
                 }
             } else {

@@ -184,6 +184,10 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
         let _ = write!(text, ", Host {host}");
     }
     page.row("upstream", text);
+    if let Some(own) = &upstream.client_certificate {
+        let (certificate, key) = (own.certificate.display(), own.key.display());
+        page.row("", format!("shows certificate {certificate}, key {key}"));
+    }
     let queue = DurationText(upstream.queue_timeout);
     page.row(
         "",

@@ -110,6 +110,8 @@ fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut Differe
         "trust",
         old.trust != new.trust || old.server_name != new.server_name,
     );
+    let certificate = old.client_certificate != new.client_certificate;
+    note("client_certificate", certificate);
     note("login", old.login != new.login);
     note("api_key", old.api_key != new.api_key);
     note("concurrency", old.concurrency != new.concurrency);

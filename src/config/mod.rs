@@ -144,6 +144,8 @@ pub struct UpstreamConfig {
     pub trust: Trust,
     /// The name the upstream's certificate must carry, when it is not the host's.
     pub server_name: Option<String>,
+    /// The gate's own certificate, shown when the upstream asks for one.
+    pub client_certificate: Option<CertificateFiles>,
     /// None: clients log in at the upstream themselves and there are no API keys, or the upstream
     /// needs no login.
     pub login: Option<Login>,
@@ -176,6 +178,7 @@ impl UpstreamConfig {
         self.base == other.base
             && self.trust == other.trust
             && self.server_name == other.server_name
+            && self.client_certificate == other.client_certificate
     }
 }
 

@@ -11,7 +11,9 @@ use super::transport::address_book::AddressBook;
 use super::transport::address_memory::AddressMemory;
 use super::transport::dialer::Dialer;
 use super::transport::tcp_dialer::TcpDialer;
-use super::transport::tls::trust::{TrustError, UpstreamTls};
+use super::transport::tls::client_certificate::CertificateDates;
+use super::transport::tls::trust::TrustError;
+use super::transport::tls::upstream_tls::UpstreamTls;
 use super::transport::unix_dialer::UnixDialer;
 use super::{BadApiKey, Error};
 use crate::config;
@@ -42,6 +44,12 @@ impl UpstreamMaterials {
         })
     }
 
+    /// The dates of the gate's own certificate, where it has one, with `now` in seconds since 1970.
+    pub fn certificate_dates(&self, now: i64) -> Option<CertificateDates> {
+        let certificate = self.tls.as_ref()?.certificate()?;
+        Some(certificate.dates(now))
+    }
+
     /// What opens connections, and the rest.
     pub(super) fn dialer(
         &mut self,
@@ -69,6 +77,7 @@ impl Error {
         match self {
             Self::Host { .. } => "url",
             Self::ApiKey { .. } => "api_key",
+            Self::ClientCertificate { source, .. } => source.key(),
             Self::Trust { source, .. } => match source {
                 TrustError::BadName { .. } => "server_name",
                 TrustError::Unreadable { .. }
@@ -92,16 +101,10 @@ fn host(settings: &config::UpstreamConfig) -> Result<HeaderValue, Error> {
 }
 
 fn tls(settings: &config::UpstreamConfig) -> Result<Option<UpstreamTls>, Error> {
-    let base = &settings.base;
-    if !base.tls {
-        return Ok(None);
+    match settings.base.tls {
+        true => UpstreamTls::open(settings).map(Some),
+        false => Ok(None),
     }
-    let name = settings.server_name.as_deref().unwrap_or(&base.host);
-    let tls = UpstreamTls::open(&settings.trust, name, &settings.name);
-    tls.map(Some).map_err(|source| Error::Trust {
-        upstream: Arc::clone(&settings.name),
-        source,
-    })
 }
 
 fn api_key(settings: &config::UpstreamConfig) -> Result<Option<Lease>, Error> {

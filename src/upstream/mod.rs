@@ -15,7 +15,6 @@ use crate::config::{self, BaseAddress};
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::UpstreamMetrics;
 use crate::shares::ShareKey;
-use crate::watched_files::ReloadSignal;
 
 mod api_key;
 mod fair_queue;
@@ -62,6 +61,7 @@ pub use transport::http1::response_body::UpstreamResponseBody;
 pub use transport::http1::{OutboundFields, OutboundRequest, ResponseError};
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
+pub use transport::tls::client_certificate::{CertificateDates, ClientCertificateError};
 pub use transport::tls::handshake::HandshakeError;
 pub use transport::tls::trust::TrustError;
 pub use trial::{TrialError, UpstreamTrial};
@@ -81,6 +81,12 @@ pub enum Error {
         upstream: Arc<str>,
         #[source]
         source: TrustError,
+    },
+    #[error("cannot use the certificate that the gate shows to upstream {upstream}")]
+    ClientCertificate {
+        upstream: Arc<str>,
+        #[source]
+        source: ClientCertificateError,
     },
     #[error("cannot use the API key for upstream {upstream}")]
     ApiKey {
@@ -131,7 +137,7 @@ impl Upstream {
                 tasks: &scope.tasks,
                 stop: opening.scope.stop.child(),
                 metrics,
-                lease_store: opening.lease_store,
+                lease_store: opening.lease_store.take(),
             };
             let before = opening.before.and_then(|before| before.login.as_ref());
             LoginTask::continue_or_start(before, settings, plan, scope)
@@ -154,7 +160,7 @@ impl Upstream {
         });
         let prober = UpstreamProber::new(&own, &scope, metrics);
         scope.spawn("upstream health", prober.run());
-        upstream.watch_files(&scope, &opening.reload_signal);
+        upstream.watch_files(&scope, &opening);
         Ok(upstream)
     }
 
@@ -180,7 +186,7 @@ impl Upstream {
 
     /// Opens a connection and closes it: whether the upstream can be reached as configured.
     pub async fn reach(&self) -> Result<(), DialError> {
-        self.dialer.dial(None).await.map(drop)
+        self.dialer.reach().await
     }
 
     pub(crate) fn via(&self) -> &HeaderValue {
@@ -264,8 +270,9 @@ impl Upstream {
         self.metrics.upstream_up.set(i64::from(is_up));
     }
 
-    /// Reads the files of trust and API key again when they change, or on request.
-    fn watch_files(&self, scope: &TaskScope, reload: &ReloadSignal) {
+    /// Reads the files of trust, client certificate and API key again when they change, or on request.
+    fn watch_files(&self, scope: &TaskScope, opening: &UpstreamOpening<'_>) {
+        let reload = &opening.reload_signal;
         if let Dialer::Unix(_) = &*self.dialer {
             let (dialer, stop) = (Arc::clone(&self.dialer), scope.stop.clone());
             scope.spawn("upstream socket watch", async move {
@@ -275,8 +282,12 @@ impl Upstream {
             });
         }
         if let Some(tls) = self.dialer.tls() {
-            let watch = Arc::clone(tls).watch(scope.stop.clone(), reload.subscribe());
+            let stop = || scope.stop.clone();
+            let watch = Arc::clone(tls).watch_authorities(stop(), reload.subscribe());
             scope.spawn("upstream CA watch", watch);
+            let metrics = Arc::clone(opening.metrics);
+            let watch = Arc::clone(tls).watch_certificate(stop(), reload.subscribe(), metrics);
+            scope.spawn("upstream client certificate watch", watch);
         }
         let key = Arc::clone(&self.api_key);
         let watch = key.watch(scope.stop.clone(), reload.subscribe());

@@ -68,7 +68,7 @@ impl UpstreamTrial {
 
     /// Tries name look-up, TCP and TLS.
     pub async fn reach(&self) -> Result<(), DialError> {
-        self.dialer.dial(None).await.map(drop)
+        self.dialer.reach().await
     }
 
     /// Tries one login; returns the lifetime of its token.

@@ -112,3 +112,36 @@ fn keys_of_tls_without_tls_are_a_warning() {
         assert_eq!(loaded.warnings.len(), 1, "{url}");
     }
 }
+
+#[test]
+fn a_client_certificate_needs_its_key_and_the_other_way_round() {
+    let folder = std::env::temp_dir();
+    let name = format!("tollgate-{:016x}.pem", rand::random::<u64>());
+    let file = folder.join(&name);
+    std::fs::write(&file, "text").unwrap();
+    let file = file.display();
+    let url = "url = \"https://service\"";
+    for (lines, expected) in [
+        (format!("client_certificate = \"{file}\""), "has no key"),
+        (format!("client_key = \"{file}\""), "has no certificate"),
+        (
+            "client_certificate = \"/no/such\"\nclient_key = \"/no/such\"".to_owned(),
+            "no such file: /no/such",
+        ),
+    ] {
+        let text = refusal(&format!("{url}\n{lines}"));
+        assert!(text.contains(expected), "{text}");
+    }
+    let both = format!("client_certificate = \"{file}\"\nclient_key = \"{file}\"");
+    let loaded =
+        upstream(&format!("{url}\n{both}")).unwrap_or_else(|problems| panic!("{problems}"));
+    let text = loaded.config.describe();
+    assert!(
+        text.contains(&format!("shows certificate {file}, key {file}")),
+        "{text}"
+    );
+    let bare = upstream(url).unwrap_or_else(|problems| panic!("{problems}"));
+    let changed = bare.config.differences(&loaded.config);
+    assert_eq!(changed[0].key, "upstream.main.client_certificate");
+    std::fs::remove_file(folder.join(name)).unwrap();
+}

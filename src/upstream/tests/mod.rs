@@ -3,6 +3,8 @@
 mod breaker;
 #[cfg(feature = "emulator")]
 mod certificates;
+#[cfg(feature = "emulator")]
+mod client_certificates;
 mod connection_reuse;
 mod connections;
 mod description;
@@ -114,6 +116,7 @@ impl UpstreamSetup {
             host: None,
             trust: Trust::PublicAuthorities,
             server_name: None,
+            client_certificate: None,
             login: Some(config::Login {
                 username: "gateway".to_owned(),
                 password: SecretSource::File(password),

@@ -36,6 +36,8 @@ pub enum DialError {
         #[source]
         source: HandshakeError,
     },
+    #[error("the connection was ended after the TLS handshake")]
+    AfterHandshake(#[source] HandshakeError),
     #[error("cannot connect to the socket {}: {fault}", path.display())]
     Socket {
         path: PathBuf,
@@ -121,5 +123,27 @@ impl DialError {
     /// Whether the time was up, as opposed to a failure.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::TimedOut { .. })
+    }
+
+    /// The key to look at, within the upstream's section.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::AfterHandshake(source) | Self::Handshake { source, .. }
+                if source.is_about_own_certificate() =>
+            {
+                "client_certificate"
+            }
+            _ => "url",
+        }
+    }
+
+    /// The error of a connection that ended after its handshake; none if that says nothing about the
+    /// gate's certificate.
+    pub(super) fn after_handshake(source: io::Error) -> Result<(), Self> {
+        let inner = source.into_inner();
+        match inner.and_then(|inner| inner.downcast::<HandshakeError>().ok()) {
+            Some(source) => Err(Self::AfterHandshake(*source)),
+            None => Ok(()),
+        }
     }
 }

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{Instant, timeout};
 
 use super::dial_error::DialError;
 use super::tcp_dialer::TcpDialer;
-use super::tls::trust::UpstreamTls;
+use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::TrackedStream;
 use super::unix_dialer::UnixDialer;
+
+/// How long an alert is waited for that ends a connection after its handshake.
+const LATE_ALERT_WAIT: Duration = Duration::from_millis(500);
 
 /// The way to one upstream. Requests, logins and probes share it.
 #[derive(Debug)]
@@ -27,6 +31,20 @@ impl Dialer {
         match self {
             Self::Tcp(tcp) => tcp.dial(end).await,
             Self::Unix(unix) => unix.dial(end).await,
+        }
+    }
+
+    /// Opens a connection and closes it: whether the upstream can be reached as configured. Waits a moment
+    /// for what TLS 1.3 says about the gate's certificate only after the handshake.
+    pub(in crate::upstream) async fn reach(&self) -> Result<(), DialError> {
+        let mut stream = self.dial(None).await?;
+        if self.tls().is_none() {
+            return Ok(());
+        }
+        let mut byte = [0];
+        match timeout(LATE_ALERT_WAIT, stream.read(&mut byte)).await {
+            Ok(Err(source)) => DialError::after_handshake(source),
+            _ => Ok(()),
         }
     }
 

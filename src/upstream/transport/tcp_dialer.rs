@@ -15,7 +15,7 @@ use super::address_book::{AddressBook, AddressCandidates};
 use super::address_memory::AddressMemory;
 use super::dial_error::{DialError, WaitingFor};
 use super::tls::handshake::HandshakeError;
-use super::tls::trust::UpstreamTls;
+use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::{TrackedStream, Transport};
 use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
 
@@ -69,7 +69,7 @@ impl TcpDialer {
                 failed.for_each(|(ip, _)| self.memory.failed(ip));
                 won.overtaken.iter().for_each(|&ip| self.memory.failed(ip));
                 self.memory.worked(won.candidate);
-                Ok(TrackedStream::new(won.value, &self.upstream))
+                Ok(won.value)
             }
             Err(lost) => Err(self.failure(lost, &addresses)),
         }
@@ -81,8 +81,9 @@ impl TcpDialer {
         &self,
         address: SocketAddr,
         half_way: HalfWay,
-    ) -> impl Future<Output = Result<Transport, AttemptError>> + Send + use<> {
-        let tls = self.tls.as_deref().map(UpstreamTls::current);
+    ) -> impl Future<Output = Result<TrackedStream, AttemptError>> + Send + use<> {
+        let tls = self.tls.as_deref();
+        let tls = tls.map(|tls| (tls.current(), tls.server_name()));
         let upstream = Arc::clone(&self.upstream);
         async move {
             let tcp = TcpStream::connect(address).await;
@@ -90,13 +91,15 @@ impl TcpDialer {
             half_way.reached();
             // Requests are small: Nagle's algorithm would only delay them.
             let _ = tcp.set_nodelay(true);
-            let Some((config, name)) = tls else {
-                return Ok(Transport::Plain(tcp));
+            let Some((tls, name)) = tls else {
+                return Ok(TrackedStream::new(Transport::Plain(tcp), &upstream));
             };
-            let stream = TlsConnector::from(config).connect(name, tcp).await;
-            let explained = |failure| HandshakeError::explain(failure, &upstream);
+            let connector = TlsConnector::from(Arc::clone(&tls.config));
+            let stream = connector.connect(name, tcp).await;
+            let explained = |failure| HandshakeError::explain(failure, &upstream, &tls.offered);
             let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
-            Ok(Transport::Tls(Box::new(stream)))
+            let stream = TrackedStream::new(Transport::Tls(Box::new(stream)), &upstream);
+            Ok(stream.made_with(&tls))
         }
     }
 

@@ -10,6 +10,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use super::retire_flag::RetireFlag;
+use super::tls::client_certificate::OfferedCertificate;
+use super::tls::handshake::HandshakeError;
+use super::tls::upstream_tls::TlsGeneration;
 
 /// A connection that records whether bytes were received.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(in crate::upstream) struct TrackedStream {
     upstream: Arc<str>,
     /// None: nothing that it was made with can be replaced.
     retire: Option<RetireFlag>,
+    /// What the handshake could show; None: there was none.
+    offered: Option<Arc<OfferedCertificate>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +54,7 @@ impl TrackedStream {
             write_failure: None,
             upstream: Arc::clone(upstream),
             retire: None,
+            offered: None,
         }
     }
 
@@ -57,6 +63,14 @@ impl TrackedStream {
         Self {
             retire: Some(flag),
             ..self
+        }
+    }
+
+    /// The same for a TLS connection and the settings of its handshake.
+    pub(super) fn made_with(self, tls: &TlsGeneration) -> Self {
+        Self {
+            offered: Some(Arc::clone(&tls.offered)),
+            ..self.retired_by(tls.retire.clone())
         }
     }
 
@@ -124,6 +138,14 @@ impl TrackedStream {
         }
     }
 
+    #[cold]
+    fn explained(&self, failure: io::Error) -> io::Error {
+        match &self.offered {
+            Some(offered) => HandshakeError::explain_late(failure, &self.upstream, offered),
+            None => failure,
+        }
+    }
+
     fn note_first_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.is_fresh = false;
         if matches!(self.wire, Transport::Plain(_)) && is_tls_record(bytes) {
@@ -148,6 +170,9 @@ impl AsyncRead for TrackedStream {
             Transport::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         };
+        if let Poll::Ready(Err(failure)) = outcome {
+            return Poll::Ready(Err(self.explained(failure)));
+        }
         let fresh = &buf.filled()[before..];
         if !fresh.is_empty() {
             self.has_received = true;

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use crate::config::BaseAddress;
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::{key_file, public_file};
 use crate::config::file::value_readers::{flag, text};
+use crate::config::{BaseAddress, CertificateFiles};
 
 /// The longest path of a Unix socket in bytes (`sockaddr_un`, which has room for 108 with a NUL).
 const MAX_SOCKET_PATH: usize = 107;
@@ -138,15 +139,36 @@ pub(super) fn server_name(value: &ConfigValue<'_>) -> Option<String> {
     Some(name)
 }
 
+/// `client_certificate` and `client_key`, which may be one file.
+pub(super) fn client_certificate(table: &ConfigTable<'_>) -> Option<CertificateFiles> {
+    let certificate = table.read("client_certificate", public_file);
+    let key = table.read("client_key", key_file);
+    match (table.has("client_certificate"), table.has("client_key")) {
+        (true, false) => {
+            let suggestion = "add client_key = \"gate.key\"";
+            table.complain("client_certificate", "has no key beside it", suggestion);
+        }
+        (false, true) => {
+            let suggestion = "add client_certificate = \"gate.pem\"";
+            table.complain("client_key", "has no certificate beside it", suggestion);
+        }
+        _ => {}
+    }
+    Some(CertificateFiles {
+        certificate: certificate?,
+        key: key?,
+    })
+}
+
 /// Keys that only matter with TLS.
 pub(super) fn warn_without_tls(table: &ConfigTable<'_>, base: &BaseAddress) {
-    let of_tls = ["ca", "pins", "server_name"];
+    let of_tls = ["ca", "pins", "server_name", "client_certificate"];
     if base.tls || !of_tls.into_iter().any(|key| table.has(key)) {
         return;
     }
     let reason = match base.socket {
-        None => "is http: ca, pins and server_name have no effect",
-        Some(_) => "is a Unix socket: ca, pins and server_name have no effect",
+        None => "is http: ca, pins, server_name and client_certificate have no effect",
+        Some(_) => "is a Unix socket: ca, pins, server_name and client_certificate have no effect",
     };
     table.warn("url", reason, "");
 }

@@ -8,7 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
-use super::upstream_address_keys::{address, host_field, server_name, warn_without_tls};
+use super::upstream_address_keys::{
+    address, client_certificate, host_field, server_name, warn_without_tls,
+};
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret, secret_that};
 use crate::config::file::units::parse_hex;
@@ -60,6 +62,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         trust: trust(table),
         host: table.read("host", host_field),
         server_name: table.read("server_name", server_name),
+        client_certificate: client_certificate(table),
         login: login(table),
         login_description: (profile.login)(),
         api_key: table.read(
