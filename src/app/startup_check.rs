@@ -148,7 +148,11 @@ async fn check_upstream(
                 true => ", its certificate is trusted",
                 false => "",
             };
-            let text = format!("{base} is there{trusted}");
+            let through = match &settings.proxy {
+                Some(proxy) => format!(" through proxy {proxy}"),
+                None => String::new(),
+            };
+            let text = format!("{base} is there{through}{trusted}");
             found.push(CheckResult::good(&url, text));
         }
         Err(error) => {

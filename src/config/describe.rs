@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use super::display::{DurationText, listed};
 use super::{
     AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
-    OnPasswordChange, Route,
+    OnPasswordChange, ProxyLogin, Route,
 };
 use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig, UsersConfig};
 
@@ -184,6 +184,15 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
         let _ = write!(text, ", Host {host}");
     }
     page.row("upstream", text);
+    if let Some(proxy) = &upstream.proxy {
+        let login = match &proxy.login {
+            None => "without a login".to_owned(),
+            Some(ProxyLogin { username, password }) => {
+                format!("login \"{username}\", password in {password}")
+            }
+        };
+        page.row("", format!("through proxy {proxy}, {login}"));
+    }
     if let Some(own) = &upstream.client_certificate {
         let (certificate, key) = (own.certificate.display(), own.key.display());
         page.row("", format!("shows certificate {certificate}, key {key}"));

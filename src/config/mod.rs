@@ -31,7 +31,7 @@ pub use shipped::shipped_routes;
 pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
-pub use upstream_address::{BaseAddress, Trust};
+pub use upstream_address::{BaseAddress, ProxyConfig, ProxyLogin, Trust};
 pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
@@ -146,6 +146,8 @@ pub struct UpstreamConfig {
     pub server_name: Option<String>,
     /// The gate's own certificate, shown when the upstream asks for one.
     pub client_certificate: Option<CertificateFiles>,
+    /// None: the upstream is reached without a proxy.
+    pub proxy: Option<ProxyConfig>,
     /// None: clients log in at the upstream themselves and there are no API keys, or the upstream
     /// needs no login.
     pub login: Option<Login>,
@@ -179,6 +181,7 @@ impl UpstreamConfig {
             && self.trust == other.trust
             && self.server_name == other.server_name
             && self.client_certificate == other.client_certificate
+            && self.proxy == other.proxy
     }
 }
 

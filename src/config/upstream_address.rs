@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::secret::SecretSource;
+
 /// `https://host:port` or `http://host:port`, nothing after it; or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseAddress {
@@ -28,11 +30,7 @@ impl BaseAddress {
 
     /// Host and port as `Host` and `CONNECT` write them.
     pub fn authority(&self) -> String {
-        let (host, port) = (&self.host, self.port);
-        match host.contains(':') {
-            true => format!("[{host}]:{port}"),
-            false => format!("{host}:{port}"),
-        }
+        authority(&self.host, self.port)
     }
 }
 
@@ -55,4 +53,34 @@ pub enum Trust {
     Authorities(PathBuf),
     /// SHA-256 of the key (SubjectPublicKeyInfo, DER) that the upstream must show.
     Pins(Vec<[u8; 32]>),
+}
+
+/// The HTTP proxy between the gate and an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// A name, an IPv4 address, or an IPv6 address without brackets.
+    pub host: String,
+    pub port: u16,
+    /// None: the proxy is used without a login.
+    pub login: Option<ProxyLogin>,
+}
+
+/// The gateway's own login at a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyLogin {
+    pub username: String,
+    pub password: SecretSource,
+}
+
+impl fmt::Display for ProxyConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", authority(&self.host, self.port))
+    }
+}
+
+fn authority(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
 }

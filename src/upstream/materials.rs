@@ -9,7 +9,9 @@ use super::api_key::api_key_of;
 use super::login::lease::Lease;
 use super::transport::address_book::AddressBook;
 use super::transport::address_memory::AddressMemory;
+use super::transport::connect_proxy::ConnectProxy;
 use super::transport::dialer::Dialer;
+use super::transport::proxy_credentials::ProxyCredentials;
 use super::transport::tcp_dialer::TcpDialer;
 use super::transport::tls::client_certificate::CertificateDates;
 use super::transport::tls::trust::TrustError;
@@ -27,6 +29,8 @@ pub struct UpstreamMaterials {
     pub(super) host: HeaderValue,
     /// None: plain HTTP.
     tls: Option<UpstreamTls>,
+    /// None: no proxy, or no login at it.
+    proxy_login: Option<ProxyCredentials>,
     pub(super) api_key: Option<Lease>,
 }
 
@@ -36,10 +40,12 @@ impl UpstreamMaterials {
         let mut told = |error: Error| wrong.push(error);
         let host = host(settings).map_err(&mut told).ok();
         let tls = tls(settings).map_err(&mut told).ok();
+        let proxy_login = proxy_login(settings).map_err(&mut told).ok();
         let api_key = api_key(settings).map_err(&mut told).ok();
         Some(Self {
             host: host?,
             tls: tls?,
+            proxy_login: proxy_login?,
             api_key: api_key?,
         })
     }
@@ -60,9 +66,20 @@ impl UpstreamMaterials {
             let limit = settings.connect_timeout;
             return Dialer::Unix(UnixDialer::new(path.clone(), limit, &settings.name));
         }
+        let login = self.proxy_login.take().map(Arc::new);
+        let proxy = settings.proxy.as_ref().map(|_| ConnectProxy {
+            target: settings.base.authority(),
+            login,
+            upstream: Arc::clone(&settings.name),
+        });
+        let (host, port) = match &settings.proxy {
+            None => (&settings.base.host, settings.base.port),
+            Some(proxy) => (&proxy.host, proxy.port),
+        };
         Dialer::Tcp(TcpDialer {
-            port: settings.base.port,
-            book: AddressBook::new(&settings.base.host, DnsResolver::of_this_host(), scope),
+            port,
+            book: AddressBook::new(host, DnsResolver::of_this_host(), scope),
+            proxy: proxy.map(Arc::new),
             memory: AddressMemory::default(),
             tls: self.tls.take().map(Arc::new),
             limit: settings.connect_timeout,
@@ -77,6 +94,7 @@ impl Error {
         match self {
             Self::Host { .. } => "url",
             Self::ApiKey { .. } => "api_key",
+            Self::ProxyLogin { .. } => "proxy_login.password",
             Self::ClientCertificate { source, .. } => source.key(),
             Self::Trust { source, .. } => match source {
                 TrustError::BadName { .. } => "server_name",
@@ -105,6 +123,16 @@ fn tls(settings: &config::UpstreamConfig) -> Result<Option<UpstreamTls>, Error> 
         true => UpstreamTls::open(settings).map(Some),
         false => Ok(None),
     }
+}
+
+fn proxy_login(settings: &config::UpstreamConfig) -> Result<Option<ProxyCredentials>, Error> {
+    let proxy = settings.proxy.as_ref();
+    let login = proxy.and_then(|proxy| proxy.login.as_ref());
+    let login = login.map(|login| ProxyCredentials::open(login, &settings.name));
+    login.transpose().map_err(|source| Error::ProxyLogin {
+        upstream: Arc::clone(&settings.name),
+        source,
+    })
 }
 
 fn api_key(settings: &config::UpstreamConfig) -> Result<Option<Lease>, Error> {

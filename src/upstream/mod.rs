@@ -14,6 +14,7 @@ use http::{HeaderValue, StatusCode};
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::UpstreamMetrics;
+use crate::secret;
 use crate::shares::ShareKey;
 
 mod api_key;
@@ -51,6 +52,7 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
+pub use transport::connect_proxy::{ProxyAnswer, ProxyError};
 pub use transport::connections::UpstreamConnections;
 pub use transport::dial_error::{DialError, SocketFault, WaitingFor};
 pub use transport::framing::{
@@ -87,6 +89,12 @@ pub enum Error {
         upstream: Arc<str>,
         #[source]
         source: ClientCertificateError,
+    },
+    #[error("cannot read the password for the proxy of upstream {upstream}")]
+    ProxyLogin {
+        upstream: Arc<str>,
+        #[source]
+        source: secret::Error,
     },
     #[error("cannot use the API key for upstream {upstream}")]
     ApiKey {
@@ -280,6 +288,10 @@ impl Upstream {
                     unix.watch(stop).await;
                 }
             });
+        }
+        if let Some(login) = self.dialer.proxy_login() {
+            let watch = Arc::clone(login).watch(scope.stop.clone(), reload.subscribe());
+            scope.spawn("upstream proxy login watch", watch);
         }
         if let Some(tls) = self.dialer.tls() {
             let stop = || scope.stop.clone();

@@ -137,18 +137,6 @@ fn spoiled_upstreams() -> Vec<BrokenConfig> {
                 &["upstream.main.api_key", "12 to 128"],
             )
         },
-        BrokenConfig {
-            setup: |setup| {
-                setup.upstream(
-                    "client_certificate = \"certs/server.pem\"\nclient_key = \"certs/ca.key\"",
-                )
-            },
-            ..row(
-                "the key of another client certificate",
-                &[],
-                &["upstream.main.client_key", "certs/ca.key does not belong"],
-            )
-        },
         row(
             "a password that is only a line end",
             &[("webapp-password", "\n")],

@@ -145,3 +145,67 @@ fn a_client_certificate_needs_its_key_and_the_other_way_round() {
     assert_eq!(changed[0].key, "upstream.main.client_certificate");
     std::fs::remove_file(folder.join(name)).unwrap();
 }
+
+#[test]
+fn a_proxy_is_read_and_described_and_its_password_never_shown() {
+    let url = "url = \"https://service\"";
+    let lines = format!(
+        "{url}\nproxy = \"http://Proxy.Internal:3128/\"\n\
+         proxy_login = {{ username = \"gate\", password = {{ env = \"PATH\" }} }}"
+    );
+    let loaded = upstream(&lines).unwrap_or_else(|problems| panic!("{problems}"));
+    let text = loaded.config.describe();
+    let expected = "through proxy http://proxy.internal:3128, login \"gate\", password in";
+    assert!(text.contains(expected), "{text}");
+    let path = std::env::var("PATH").unwrap();
+    assert!(!text.contains(&path), "{text}");
+    let bare = upstream(url).unwrap_or_else(|problems| panic!("{problems}"));
+    let changed = bare.config.differences(&loaded.config);
+    assert_eq!(changed[0].key, "upstream.main.proxy");
+    let [old, new] = [&bare, &loaded].map(|loaded| &loaded.config.upstreams[0]);
+    assert!(!old.is_reached_like(new));
+}
+
+#[test]
+fn a_bad_proxy_is_explained_without_what_could_be_a_password() {
+    for (proxy, expected) in [
+        ("https://proxy:3128", "TLS to the proxy is not supported"),
+        ("socks5://proxy:1080", "only HTTP proxies"),
+        ("proxy:3128", "only HTTP proxies"),
+        ("http://proxy", "no valid port"),
+        ("http://proxy:0", "no valid port"),
+        ("http://proxy:99999", "no valid port"),
+        (
+            "http://gate:canary5ecret@proxy:3128",
+            "belong in proxy_login",
+        ),
+        ("http://proxy:3128/path", "must end after host and port"),
+    ] {
+        let text = refusal(&format!("url = \"https://service\"\nproxy = \"{proxy}\""));
+        assert!(
+            text.contains(expected) && !text.contains(CANARY),
+            "{proxy}: {text}"
+        );
+    }
+    let alone = "url = \"https://service\"\n\
+                 proxy_login = { username = \"a\", password = { env = \"PATH\" } }";
+    assert!(refusal(alone).contains("has no proxy beside it"));
+    let socket = "url = \"unix:/run/w\"\nproxy = \"http://proxy:3128\"";
+    let loaded = upstream(socket).unwrap_or_else(|problems| panic!("{problems}"));
+    let warning = loaded.warnings[0].to_string();
+    assert!(
+        warning.contains("a Unix socket is on this host"),
+        "{warning}"
+    );
+    assert!(loaded.config.upstreams[0].proxy.is_none());
+}
+
+#[test]
+fn loopback_behind_a_proxy_of_another_host_is_not_private() {
+    let lines =
+        |proxy: &str| format!("url = \"http://localhost\"\nproxy = \"http://{proxy}:3128\"");
+    assert!(upstream(&lines("127.0.0.1")).is_ok());
+    assert!(refusal(&lines("proxy.internal")).contains("to and behind the proxy"));
+    let allowed = format!("{}\nallow_plaintext = true", lines("proxy.internal"));
+    assert!(upstream(&allowed).is_ok());
+}

@@ -30,6 +30,7 @@ fn dialer(names: DnsResolver, port: u16, limit: Duration) -> TcpDialer {
         port,
         book: AddressBook::new("webapp.example", names, &scope),
         memory: AddressMemory::default(),
+        proxy: None,
         tls: None,
         limit,
         upstream: "main".into(),

@@ -18,6 +18,8 @@ mod judgement;
 mod keep_alive;
 mod login_model;
 mod names;
+#[cfg(feature = "emulator")]
+mod proxies;
 mod server;
 mod session;
 mod stub_dns;
@@ -117,6 +119,7 @@ impl UpstreamSetup {
             trust: Trust::PublicAuthorities,
             server_name: None,
             client_certificate: None,
+            proxy: None,
             login: Some(config::Login {
                 username: "gateway".to_owned(),
                 password: SecretSource::File(password),

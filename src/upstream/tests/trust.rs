@@ -229,6 +229,7 @@ async fn an_address_with_broken_tls_is_skipped() {
             port,
             book: AddressBook::new("webapp.example", names(&folder, "", &hosts), &scope),
             memory: AddressMemory::default(),
+            proxy: None,
             tls: Some(Arc::new(UpstreamTls::open(&settings).unwrap())),
             limit: TEST_TIMEOUT,
             upstream,

@@ -108,7 +108,7 @@ async fn each_state_of_the_socket_file_is_explained_and_the_socket_works_once_it
     let stop = ShutdownSignal::default();
     let _webapp = Webapp::start_at_socket(&path, &stop, |_| Reply::with(200, "", "hi"));
     if !rustix::process::geteuid().is_root() {
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
         failure("needs write permission on the socket").await;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }

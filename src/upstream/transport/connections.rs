@@ -228,7 +228,7 @@ impl<'a> DialWatch<'a> {
         match failure {
             None => {}
             // Ended early by the deadline of the whole exchange.
-            Some(DialError::TimedOut { .. }) if self.began.elapsed() < self.limit() => {
+            Some(failure) if failure.is_deadline() && self.began.elapsed() < self.limit() => {
                 health.abandoned(self.began.elapsed(), self.limit());
             }
             Some(failure) => health.connect_failed(FailureSource::Request, failure),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::connect_proxy::ProxyError;
 use super::tls::handshake::HandshakeError;
 use crate::dns::NameError;
 
@@ -35,6 +36,18 @@ pub enum DialError {
         address: SocketAddr,
         #[source]
         source: HandshakeError,
+    },
+    #[error("cannot connect to the proxy in upstream.{upstream}.proxy")]
+    ProxyUnreachable {
+        upstream: Arc<str>,
+        #[source]
+        source: Box<Self>,
+    },
+    #[error("no tunnel through the proxy at {address}")]
+    Proxy {
+        address: SocketAddr,
+        #[source]
+        source: ProxyError,
     },
     #[error("the connection was ended after the TLS handshake")]
     AfterHandshake(#[source] HandshakeError),
@@ -66,6 +79,10 @@ pub enum WaitingFor {
     Handshake {
         address: SocketAddr,
     },
+    /// The proxy's response to CONNECT.
+    Tunnel {
+        address: SocketAddr,
+    },
     /// Room in the queue of a Unix socket.
     SocketQueue,
 }
@@ -80,6 +97,10 @@ impl fmt::Display for WaitingFor {
             Self::Answer { address, asked } => {
                 write!(f, "{address} does not answer{}", others(*asked))
             }
+            Self::Tunnel { address } => write!(
+                f,
+                "the proxy at {address} accepts the connection and does not answer CONNECT"
+            ),
             Self::SocketQueue => {
                 f.write_str("its server accepts no connections; its queue is full")
             }
@@ -122,7 +143,19 @@ pub enum SocketFault {
 impl DialError {
     /// Whether the time was up, as opposed to a failure.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::TimedOut { .. })
+        match self {
+            Self::Proxy { source, .. } => source.is_timeout(),
+            other => other.is_deadline(),
+        }
+    }
+
+    /// Whether the gate itself stopped waiting.
+    pub(super) fn is_deadline(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::ProxyUnreachable { source, .. } => source.is_deadline(),
+            _ => false,
+        }
     }
 
     /// The key to look at, within the upstream's section.
@@ -133,17 +166,21 @@ impl DialError {
             {
                 "client_certificate"
             }
+            Self::Proxy { source, .. } if source.is_about_login() => "proxy_login",
+            Self::Proxy { .. } | Self::ProxyUnreachable { .. } => "proxy",
+            Self::TimedOut {
+                waiting: WaitingFor::Tunnel { .. },
+                ..
+            } => "proxy",
             _ => "url",
         }
     }
 
     /// The error of a connection that ended after its handshake; none if that says nothing about the
     /// gate's certificate.
-    pub(super) fn after_handshake(source: io::Error) -> Result<(), Self> {
-        let inner = source.into_inner();
-        match inner.and_then(|inner| inner.downcast::<HandshakeError>().ok()) {
-            Some(source) => Err(Self::AfterHandshake(*source)),
-            None => Ok(()),
-        }
+    pub(super) fn after_handshake(source: io::Error) -> Option<Self> {
+        let inner = source.into_inner()?;
+        let source = inner.downcast::<HandshakeError>().ok()?;
+        Some(Self::AfterHandshake(*source))
     }
 }

@@ -7,6 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::dial_error::DialError;
+use super::proxy_credentials::ProxyCredentials;
 use super::tcp_dialer::TcpDialer;
 use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::TrackedStream;
@@ -43,7 +44,7 @@ impl Dialer {
         }
         let mut byte = [0];
         match timeout(LATE_ALERT_WAIT, stream.read(&mut byte)).await {
-            Ok(Err(source)) => DialError::after_handshake(source),
+            Ok(Err(source)) => DialError::after_handshake(source).map_or(Ok(()), Err),
             _ => Ok(()),
         }
     }
@@ -53,6 +54,14 @@ impl Dialer {
         match self {
             Self::Tcp(tcp) => tcp.limit,
             Self::Unix(unix) => unix.limit,
+        }
+    }
+
+    /// The gate's login at the proxy; None: there is none.
+    pub(in crate::upstream) fn proxy_login(&self) -> Option<&Arc<ProxyCredentials>> {
+        match self {
+            Self::Tcp(tcp) => tcp.proxy.as_ref()?.login.as_ref(),
+            Self::Unix(_) => None,
         }
     }
 

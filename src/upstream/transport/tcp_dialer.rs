@@ -1,9 +1,11 @@
 //! Opens a TCP connection to the upstream: name look-up, TCP and TLS within one timeout. All addresses
 //! are tried in a staggered race (RFC 8305) that ends with a TLS handshake.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -13,6 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::address_book::{AddressBook, AddressCandidates};
 use super::address_memory::AddressMemory;
+use super::connect_proxy::{ConnectProxy, ProxyError};
 use super::dial_error::{DialError, WaitingFor};
 use super::tls::handshake::HandshakeError;
 use super::tls::upstream_tls::UpstreamTls;
@@ -27,6 +30,7 @@ const HANDSHAKE_DELAY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 enum AttemptError {
     Connect(io::Error),
+    Proxy(ProxyError),
     Handshake(HandshakeError),
 }
 
@@ -36,6 +40,8 @@ pub(in crate::upstream) struct TcpDialer {
     pub(in crate::upstream) port: u16,
     pub(in crate::upstream) book: AddressBook,
     pub(in crate::upstream) memory: AddressMemory,
+    /// Port, names and addresses are the proxy's if there is one.
+    pub(in crate::upstream) proxy: Option<Arc<ConnectProxy>>,
     pub(in crate::upstream) tls: Option<Arc<UpstreamTls>>,
     /// For everything from the name to the end of the handshake.
     pub(in crate::upstream) limit: Duration,
@@ -61,7 +67,9 @@ impl TcpDialer {
             delay_half_way: HANDSHAKE_DELAY,
             until: Some(until),
         };
-        let attempt = |ip, half_way| self.attempt(SocketAddr::new(ip, self.port), half_way);
+        let tunnel = self.proxy.clone().map(Tunnel::through);
+        let attempt =
+            |ip, half_way| self.attempt(SocketAddr::new(ip, self.port), half_way, tunnel.clone());
         match race(&mut addresses, stagger, attempt).await {
             Ok(won) => {
                 let failed = won.failed.into_iter();
@@ -71,7 +79,7 @@ impl TcpDialer {
                 self.memory.worked(won.candidate);
                 Ok(won.value)
             }
-            Err(lost) => Err(self.failure(lost, &addresses)),
+            Err(lost) => Err(self.failure(lost, &addresses, tunnel.as_ref())),
         }
     }
 
@@ -81,16 +89,20 @@ impl TcpDialer {
         &self,
         address: SocketAddr,
         half_way: HalfWay,
+        tunnel: Option<Tunnel>,
     ) -> impl Future<Output = Result<TrackedStream, AttemptError>> + Send + use<> {
         let tls = self.tls.as_deref();
         let tls = tls.map(|tls| (tls.current(), tls.server_name()));
         let upstream = Arc::clone(&self.upstream);
         async move {
             let tcp = TcpStream::connect(address).await;
-            let tcp = tcp.map_err(AttemptError::Connect)?;
+            let mut tcp = tcp.map_err(AttemptError::Connect)?;
             half_way.reached();
             // Requests are small: Nagle's algorithm would only delay them.
             let _ = tcp.set_nodelay(true);
+            if let Some(tunnel) = tunnel {
+                tunnel.open(&mut tcp).await.map_err(AttemptError::Proxy)?;
+            }
             let Some((tls, name)) = tls else {
                 return Ok(TrackedStream::new(Transport::Plain(tcp), &upstream));
             };
@@ -107,9 +119,8 @@ impl TcpDialer {
         &self,
         lost: RaceLost<IpAddr, AttemptError>,
         addresses: &AddressCandidates<'_>,
+        tunnel: Option<&Tunnel>,
     ) -> DialError {
-        let host = || self.book.host().to_owned();
-        let at = |ip| SocketAddr::new(ip, self.port);
         let failed = lost.failed.iter().filter(|(_, failure)| !failure.is_ours());
         failed.for_each(|(ip, _)| self.memory.failed(*ip));
         let slow = lost.unfinished.iter().filter(|one| one.was_delayed);
@@ -117,43 +128,58 @@ impl TcpDialer {
         if !addresses.is_empty() {
             self.book.doubt();
         }
+        let failure = self.first_failure(lost, addresses, tunnel);
+        match (&failure, tunnel) {
+            (
+                DialError::Resolve { .. }
+                | DialError::NoAddress { .. }
+                | DialError::Connect { .. }
+                | DialError::TimedOut {
+                    waiting: WaitingFor::Names { .. } | WaitingFor::Answer { .. },
+                    ..
+                },
+                Some(_),
+            ) => DialError::ProxyUnreachable {
+                upstream: Arc::clone(&self.upstream),
+                source: Box::new(failure),
+            },
+            _ => failure,
+        }
+    }
+
+    /// The failure that tells most.
+    fn first_failure(
+        &self,
+        lost: RaceLost<IpAddr, AttemptError>,
+        addresses: &AddressCandidates<'_>,
+        tunnel: Option<&Tunnel>,
+    ) -> DialError {
+        let host = || self.book.host().to_owned();
+        let at = |ip| SocketAddr::new(ip, self.port);
         let asked = lost.failed.len() + lost.unfinished.len();
         let mut failed = lost.failed;
         // An error from an address tells more than a timeout.
         failed.sort_by_key(|(_, failure)| matches!(failure, AttemptError::Connect(_)));
-        let is_late = lost.is_late;
         match failed.into_iter().next() {
             Some((ip, AttemptError::Handshake(source))) => DialError::Handshake {
-                host: host(),
+                host: tunnel.map_or_else(host, Tunnel::to_string),
                 address: at(ip),
                 source,
             },
-            Some((ip, AttemptError::Connect(source))) if !is_late => DialError::Connect {
+            Some((ip, AttemptError::Proxy(source))) => DialError::Proxy {
+                address: at(ip),
+                source,
+            },
+            Some((ip, AttemptError::Connect(source))) if !lost.is_late => DialError::Connect {
                 address: at(ip),
                 failed: asked,
                 source,
             },
-            _ if is_late => {
-                let handshakes = |one: &&UnfinishedAttempt<IpAddr>| one.is_half_way;
-                let handshake = lost.unfinished.iter().find(handshakes);
-                let waiting = match (handshake, lost.unfinished.first()) {
-                    (Some(one), _) => WaitingFor::Handshake {
-                        address: at(one.candidate),
-                    },
-                    (None, Some(one)) => WaitingFor::Answer {
-                        address: at(one.candidate),
-                        asked,
-                    },
-                    (None, None) => WaitingFor::Names {
-                        file: self.book.names().servers_file().to_owned(),
-                    },
-                };
-                DialError::TimedOut {
-                    host: host(),
-                    limit: self.limit,
-                    waiting,
-                }
-            }
+            _ if lost.is_late => DialError::TimedOut {
+                host: tunnel.map_or_else(host, Tunnel::to_string),
+                limit: self.limit,
+                waiting: self.waiting(&lost.unfinished, asked, tunnel),
+            },
             _ => match addresses.failure() {
                 Some(source) => DialError::Resolve {
                     host: host(),
@@ -162,6 +188,63 @@ impl TcpDialer {
                 None => DialError::NoAddress { host: host() },
             },
         }
+    }
+
+    /// What was waited for at the timeout.
+    fn waiting(
+        &self,
+        unfinished: &[UnfinishedAttempt<IpAddr>],
+        asked: usize,
+        tunnel: Option<&Tunnel>,
+    ) -> WaitingFor {
+        let at = |one: &UnfinishedAttempt<IpAddr>| SocketAddr::new(one.candidate, self.port);
+        let half_way = unfinished.iter().find(|one| one.is_half_way);
+        match (half_way, unfinished.first()) {
+            (Some(one), _) if tunnel.is_some_and(|tunnel| !tunnel.is_open()) => {
+                WaitingFor::Tunnel { address: at(one) }
+            }
+            (Some(one), _) => WaitingFor::Handshake { address: at(one) },
+            (None, Some(one)) => WaitingFor::Answer {
+                address: at(one),
+                asked,
+            },
+            (None, None) => WaitingFor::Names {
+                file: self.book.names().servers_file().to_owned(),
+            },
+        }
+    }
+}
+
+/// The tunnel that the attempts of one race ask for.
+#[derive(Clone, Debug)]
+struct Tunnel {
+    proxy: Arc<ConnectProxy>,
+    /// One of them has got it.
+    is_open: Arc<AtomicBool>,
+}
+
+impl Tunnel {
+    fn through(proxy: Arc<ConnectProxy>) -> Self {
+        Self {
+            proxy,
+            is_open: Arc::default(),
+        }
+    }
+
+    async fn open(&self, tcp: &mut TcpStream) -> Result<(), ProxyError> {
+        self.proxy.open_tunnel(tcp).await?;
+        self.is_open.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} through the proxy", self.proxy.target)
     }
 }
 

@@ -8,6 +8,7 @@ pub(super) mod limits_section;
 pub(super) mod listener_section;
 pub(super) mod log_section;
 pub(super) mod operator_section;
+mod proxy_keys;
 pub(super) mod route_section;
 mod shared_store_section;
 pub(super) mod store_section;

@@ -2,31 +2,42 @@
 
 use std::path::Path;
 
+use http::uri::Authority;
+
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{key_file, public_file};
 use crate::config::file::value_readers::{flag, text};
-use crate::config::{BaseAddress, CertificateFiles};
+use crate::config::{BaseAddress, CertificateFiles, ProxyConfig};
 
 /// The longest path of a Unix socket in bytes (`sockaddr_un`, which has room for 108 with a NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// `url`, which must not carry the login in the clear to another host without `allow_plaintext`.
 pub(super) fn address(table: &ConfigTable<'_>) -> Option<BaseAddress> {
-    let base = table.required("url", base, "\"https://service.internal:443\"");
-    let may_be_plaintext = table.or("allow_plaintext", flag, false);
-    if let Some(base) = &base
-        && !may_be_plaintext
-        && is_readable_on_the_way(base)
-    {
-        let reason = "must be https: the login would travel in the clear";
-        table.complain("url", reason, "or set allow_plaintext = true");
-    }
-    base
+    table.required("url", base, "\"https://service.internal:443\"")
 }
 
-/// Whether others on the network could read the requests.
-fn is_readable_on_the_way(base: &BaseAddress) -> bool {
-    !base.tls && base.socket.is_none() && !is_loopback(&base.host)
+/// The login must not travel in the clear to another host without `allow_plaintext`.
+pub(super) fn require_privacy(
+    table: &ConfigTable<'_>,
+    base: Option<&BaseAddress>,
+    proxy: Option<&ProxyConfig>,
+) {
+    let may_be_plaintext = table.or("allow_plaintext", flag, false);
+    if may_be_plaintext || !base.is_some_and(|base| is_readable_on_the_way(base, proxy)) {
+        return;
+    }
+    let reason = match proxy {
+        None => "must be https: the login would travel in the clear",
+        Some(_) => "must be https: the login would travel in the clear, to and behind the proxy",
+    };
+    table.complain("url", reason, "or set allow_plaintext = true");
+}
+
+/// Whether others on the network could read the requests. Behind a proxy on another host, loopback is
+/// that host's.
+fn is_readable_on_the_way(base: &BaseAddress, proxy: Option<&ProxyConfig>) -> bool {
+    let is_here = is_loopback(&base.host) && proxy.is_none_or(|proxy| is_loopback(&proxy.host));
+    !base.tls && base.socket.is_none() && !is_here
 }
 
 /// The text is never repeated: it may hold a password.
@@ -67,16 +78,19 @@ fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
         (None, false) if tls => 443,
         (None, false) => 80,
     };
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
     Some(BaseAddress {
         tls,
-        host: host.to_ascii_lowercase(),
+        host: host_of(authority),
         port,
         socket: None,
     })
+}
+
+/// In lower case, without the brackets of an IPv6 address.
+pub(super) fn host_of(authority: &Authority) -> String {
+    let host = authority.host();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.to_ascii_lowercase()
 }
 
 /// `/run/service.sock`, also as `///run/service.sock`; a relative path starts at the config file's folder.
@@ -113,7 +127,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
 /// The value of a `Host` field: a name or address, with a port where it has one.
 pub(super) fn host_field(value: &ConfigValue<'_>) -> Option<String> {
     let host = text(value)?;
-    let parsed: Option<http::uri::Authority> = host.parse().ok();
+    let parsed: Option<Authority> = host.parse().ok();
     let is_good = parsed.is_some_and(|authority| {
         let has_port = host.len() > authority.host().len();
         let port_fits = !has_port || authority.port_u16().is_some();

@@ -8,15 +8,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
+use super::proxy_keys::proxy;
 use super::upstream_address_keys::{
-    address, client_certificate, host_field, server_name, warn_without_tls,
+    address, client_certificate, host_field, require_privacy, server_name, warn_without_tls,
 };
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret, secret_that};
 use crate::config::file::units::parse_hex;
 use crate::config::file::value_readers::text;
 use crate::config::file::value_readers::{
-    flag, is_name, number, share, size, some, span, span_or_none,
+    flag, is_name, number, share, size, some, span, span_or_none, username,
 };
 use crate::config::{Login, Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
@@ -54,6 +55,8 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         );
     }
     let base = address(table);
+    let proxy = proxy(table, base.as_ref());
+    require_privacy(table, base.as_ref(), proxy.as_ref());
     let concurrency = table.or("concurrency", number(1..=100_000), 64);
     let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
     let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
@@ -63,6 +66,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         host: table.read("host", host_field),
         server_name: table.read("server_name", server_name),
         client_certificate: client_certificate(table),
+        proxy,
         login: login(table),
         login_description: (profile.login)(),
         api_key: table.read(
@@ -163,14 +167,4 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
         timeout,
         single_active_token,
     })
-}
-
-/// RFC 7617, 2: a user name with a colon cannot be sent.
-fn username(value: &ConfigValue<'_>) -> Option<String> {
-    let name = text(value)?;
-    if name.contains(':') || name.chars().any(char::is_control) {
-        value.complain("must not have colons or control characters", "");
-        return None;
-    }
-    Some(name)
 }
