@@ -185,3 +185,41 @@ fn has_head_end(read: &[u8], seen: usize) -> bool {
         || read[from..].windows(4).any(|four| four == b"\r\n\r\n")
         || read[from..].windows(3).any(|three| three == b"\n\r\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn proxy() -> ConnectProxy {
+        ConnectProxy {
+            target: "service:443".to_owned(),
+            login: None,
+            upstream: "main".into(),
+        }
+    }
+
+    proptest! {
+        /// Bytes of the network: no panic, and one line without control characters.
+        #[test]
+        fn any_answer_is_judged_in_one_line(
+            start in prop_oneof![Just("HTTP/1.1 "), Just("HTTP/1.1 200 "), Just("")],
+            rest in prop::collection::vec(any::<u8>(), 0..200),
+            has_end in any::<bool>(),
+        ) {
+            let end: &[u8] = if has_end { b"\r\n\r\n" } else { b"" };
+            let mut read = [start.as_bytes(), &rest, end].concat();
+            let proxy = proxy();
+            let judged = match proxy.take_answer(&mut read) {
+                Ok(Some(answer)) => proxy.judge(answer, &read),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = judged {
+                let text = crate::error_chain::chain(&error);
+                prop_assert!(!text.contains(char::is_control) && text.len() < 500, "{text}");
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! An upstream behind an HTTP proxy: what the proxy is told, what it may answer, and who sees its login.
 
 mod bad_answers;
+mod probes;
 mod raw_proxy;
 
 use std::net::SocketAddr;
