@@ -26,6 +26,7 @@ packages() {
     need valgrind valgrind
     need redis-server redis-server
     need ip iproute2
+    need tinyproxy tinyproxy
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     python3 -c 'import yaml' 2>/dev/null || missing+=(python3-yaml)
     [ "${#missing[@]}" -gt 0 ] || return 0

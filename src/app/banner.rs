@@ -8,9 +8,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::BoundAddresses;
-use crate::config::{
-    self, BaseAddress, Config, FirstPassword, LogFormat, Route, Target, UsersCall,
-};
+use crate::config::{self, Config, FirstPassword, LogFormat, Route, Target, UsersCall};
 use crate::identity::{FirstAdminStatus, GeneratedAdmin};
 use crate::secret::SecretSource;
 
@@ -78,7 +76,7 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminSt
         let _ = writeln!(text, "  gate      {scheme}://{}", for_people(*address));
     }
     for upstream in &config.upstreams {
-        let mut behind = url(&upstream.base);
+        let mut behind = upstream.base.to_string();
         if config.upstreams.len() > 1 {
             behind = format!("{}, {behind}", upstream.name);
         }
@@ -181,16 +179,6 @@ fn try_it(ca: &str, gate: &str, login: &PastedLogin, paths: ExamplePaths) -> Str
 #[cfg(feature = "emulator")]
 pub(super) fn emulator(settings: &crate::config::Emulator, running: &crate::emulator::Emulator) {
     say(&running.summary(&settings.folder, &for_people(running.address())));
-}
-
-fn url(base: &BaseAddress) -> String {
-    let scheme = if base.tls { "https" } else { "http" };
-    let host = if base.host.contains(':') {
-        format!("[{}]", base.host)
-    } else {
-        base.host.clone()
-    };
-    format!("{scheme}://{host}:{}", base.port)
 }
 
 /// Loopback and "any" read better, and match the development certificate, as `localhost`.

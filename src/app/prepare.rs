@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::RouteTable;
 use crate::secret::{self, SecretSource};
 use crate::store::{SealingKeys, shared};
-use crate::upstream::{TrustError, UpstreamMaterials};
+use crate::upstream::{ClientCertificateError, TrustError, UpstreamMaterials};
 
 /// Everything that can be made without the network and without a change on a disk.
 #[derive(Debug)]
@@ -176,13 +176,14 @@ impl<'a> ProblemSearch<'a> {
     /// Two upstreams that log in as one user with different passwords: the upstream would refuse one of
     /// them again and again, until it locks the user.
     fn passwords_of_one_user(&mut self) {
-        let mut known: HashMap<(&BaseAddress, &str), (&UpstreamConfig, &SecretSource)> =
-            HashMap::new();
+        type Account<'a> = (&'a BaseAddress, Option<&'a str>, &'a str);
+        let mut known: HashMap<Account<'_>, (&UpstreamConfig, &SecretSource)> = HashMap::new();
         for upstream in &self.config.upstreams {
             let Some(login) = &upstream.login else {
                 continue;
             };
-            let account = (&upstream.base, login.username.as_str());
+            let host = upstream.host.as_deref();
+            let account = (&upstream.base, host, login.username.as_str());
             let Some((other, password)) = known.get(&account) else {
                 known.insert(account, (upstream, &login.password));
                 continue;
@@ -248,6 +249,11 @@ fn missing_file<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Path> {
             } else if let Some(error) = error.downcast_ref() {
                 match error {
                     TrustError::Unreadable { path, source } => (path, source),
+                    _ => return None,
+                }
+            } else if let Some(error) = error.downcast_ref() {
+                match error {
+                    ClientCertificateError::Unreadable { path, source } => (path, source),
                     _ => return None,
                 }
             } else {

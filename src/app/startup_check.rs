@@ -4,13 +4,14 @@
 use tokio::runtime::Handle;
 
 use super::prepare::{self, PreparedParts};
+use crate::clock;
 use crate::config::{self, Config, Login, Problem, StorePlace};
 use crate::error_chain::chain;
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::{self, EvictionFound};
 use crate::store::{self, StoreLook};
-use crate::upstream::{ProbeTrust, UpstreamTrial};
+use crate::upstream::{CertificateDates, ProbeTrust, UpstreamMaterials, UpstreamTrial};
 
 /// The result of one check, in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,7 @@ pub fn check(config: &Config) -> Vec<CheckResult> {
     let metrics = Metrics::new();
     let problems = prepare::problems(config, &metrics);
     let mut found: Vec<_> = problems.into_iter().map(CheckResult::Wrong).collect();
+    found.extend(config.upstreams.iter().filter_map(check_certificate));
     if let StorePlace::File(path) = &config.store.place {
         found.extend(match store::look(path) {
             Ok(StoreLook::Good | StoreLook::Missing) => None,
@@ -83,6 +85,17 @@ pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     }
     scope.stop.abort();
     found
+}
+
+/// The gate's own certificate at an upstream, if it is not valid now.
+fn check_certificate(settings: &config::UpstreamConfig) -> Option<CheckResult> {
+    // Files that cannot be used are reported already.
+    let materials = UpstreamMaterials::read(settings, &mut Vec::new())?;
+    let key = format!("upstream.{}.client_certificate", settings.name);
+    match materials.certificate_dates(clock::unix_seconds())? {
+        CertificateDates::Valid { .. } => None,
+        dates => Some(CheckResult::odd(&key, &dates.to_string(), "")),
+    }
 }
 
 async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
@@ -130,18 +143,22 @@ async fn check_upstream(
     let url = format!("{section}.url");
     let base = &settings.base;
     match trial.reach().await {
-        Ok(()) if base.tls => found.push(CheckResult::good(
-            &url,
-            format!(
-                "{}:{} is there, its certificate is trusted",
-                base.host, base.port
-            ),
-        )),
-        Ok(()) => found.push(CheckResult::good(
-            &url,
-            format!("{}:{} is there", base.host, base.port),
-        )),
-        Err(error) => return found.push(CheckResult::wrong(&url, chain(&error))),
+        Ok(()) => {
+            let trusted = match base.tls {
+                true => ", its certificate is trusted",
+                false => "",
+            };
+            let through = match &settings.proxy {
+                Some(proxy) => format!(" through proxy {proxy}"),
+                None => String::new(),
+            };
+            let text = format!("{base} is there{through}{trusted}");
+            found.push(CheckResult::good(&url, text));
+        }
+        Err(error) => {
+            let key = format!("{section}.{}", error.key());
+            return found.push(CheckResult::wrong(&key, chain(&error)));
+        }
     }
     if let Some(login) = &settings.login {
         found.push(check_login(trial, login, &format!("{section}.login")).await);

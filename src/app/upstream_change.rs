@@ -282,9 +282,7 @@ async fn prove(upstream: &Upstream, before: &Upstream, old: &UpstreamConfig, new
         }
         return;
     }
-    let has_moved =
-        old.base != new.base || old.trust != new.trust || old.server_name != new.server_name;
-    while has_moved && upstream.reach().await.is_err() {
+    while !old.is_reached_like(new) && upstream.reach().await.is_err() {
         sleep(CHECK_INTERVAL).await;
     }
 }

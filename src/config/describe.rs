@@ -6,7 +6,7 @@ use super::describe_routes::routes;
 use super::display::{DurationText, listed};
 use super::{
     AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
-    OnPasswordChange,
+    OnPasswordChange, ProxyLogin,
 };
 use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
 
@@ -174,14 +174,7 @@ fn describe_listener(listener: &Listener) -> String {
 }
 
 fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
-    let scheme = if upstream.base.tls { "https" } else { "http" };
-    let (host, port) = (&upstream.base.host, upstream.base.port);
-    let host = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.clone()
-    };
-    let mut text = format!("{}: {scheme}://{host}:{port}", upstream.name);
+    let mut text = format!("{}: {}", upstream.name, upstream.base);
     if upstream.base.tls {
         let _ = match &upstream.trust {
             Trust::PublicAuthorities => write!(text, ", public authorities"),
@@ -192,7 +185,23 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     if let Some(name) = &upstream.server_name {
         let _ = write!(text, ", as \"{name}\"");
     }
+    if let Some(host) = &upstream.host {
+        let _ = write!(text, ", Host {host}");
+    }
     page.row("upstream", text);
+    if let Some(proxy) = &upstream.proxy {
+        let login = match &proxy.login {
+            None => "without a login".to_owned(),
+            Some(ProxyLogin { username, password }) => {
+                format!("login \"{username}\", password in {password}")
+            }
+        };
+        page.row("", format!("through proxy {proxy}, {login}"));
+    }
+    if let Some(own) = &upstream.client_certificate {
+        let (certificate, key) = (own.certificate.display(), own.key.display());
+        page.row("", format!("shows certificate {certificate}, key {key}"));
+    }
     let queue = DurationText(upstream.queue_timeout);
     page.row(
         "",

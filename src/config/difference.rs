@@ -128,10 +128,14 @@ fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut Differe
         found.note(&format!("upstream.{}.{key}", new.name), differs, true);
     };
     note("url", old.base != new.base);
+    note("host", old.host != new.host);
     note(
         "trust",
         old.trust != new.trust || old.server_name != new.server_name,
     );
+    let certificate = old.client_certificate != new.client_certificate;
+    note("client_certificate", certificate);
+    note("proxy", old.proxy != new.proxy);
     note("login", old.login != new.login);
     note("api_key", old.api_key != new.api_key);
     note("concurrency", old.concurrency != new.concurrency);

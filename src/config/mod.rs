@@ -16,6 +16,7 @@ mod shipped;
 mod store_config;
 #[cfg(test)]
 mod tests;
+mod upstream_address;
 mod users_config;
 
 pub use difference::Difference;
@@ -33,6 +34,7 @@ pub use shipped::{ProfileRouting, shipped_routes};
 pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
+pub use upstream_address::{BaseAddress, ProxyConfig, ProxyLogin, Trust};
 pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
@@ -130,9 +132,15 @@ pub struct Operator {
 pub struct UpstreamConfig {
     pub name: Arc<str>,
     pub base: BaseAddress,
+    /// The `Host` of requests, when it is not the address's own.
+    pub host: Option<String>,
     pub trust: Trust,
     /// The name the upstream's certificate must carry, when it is not the host's.
     pub server_name: Option<String>,
+    /// The gate's own certificate, shown when the upstream asks for one.
+    pub client_certificate: Option<CertificateFiles>,
+    /// None: the upstream is reached without a proxy.
+    pub proxy: Option<ProxyConfig>,
     /// None: clients log in at the upstream themselves and there are no API keys, or the upstream
     /// needs no login.
     pub login: Option<Login>,
@@ -161,24 +169,15 @@ pub struct UpstreamConfig {
     pub required: bool,
 }
 
-/// `https://host:port`, nothing after it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct BaseAddress {
-    pub tls: bool,
-    /// A name, an IPv4 address, or an IPv6 address without brackets.
-    pub host: String,
-    pub port: u16,
-}
-
-/// How an upstream's certificate is verified. Verification cannot be switched off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// The public authorities compiled into this program.
-    PublicAuthorities,
-    /// A PEM file of private authorities; read again when it changes.
-    Authorities(PathBuf),
-    /// SHA-256 of the key (SubjectPublicKeyInfo, DER) that the upstream must show.
-    Pins(Vec<[u8; 32]>),
+impl UpstreamConfig {
+    /// Whether connections to `other` are made in the same way.
+    pub fn is_reached_like(&self, other: &Self) -> bool {
+        self.base == other.base
+            && self.trust == other.trust
+            && self.server_name == other.server_name
+            && self.client_certificate == other.client_certificate
+            && self.proxy == other.proxy
+    }
 }
 
 /// The gateway's own login at the upstream.

@@ -9,8 +9,14 @@ use super::api_key::api_key_of;
 use super::login::lease::Lease;
 use super::transport::address_book::AddressBook;
 use super::transport::address_memory::AddressMemory;
+use super::transport::connect_proxy::ConnectProxy;
 use super::transport::dialer::Dialer;
-use super::transport::tls::trust::{TrustError, UpstreamTls};
+use super::transport::proxy_credentials::ProxyCredentials;
+use super::transport::tcp_dialer::TcpDialer;
+use super::transport::tls::client_certificate::CertificateDates;
+use super::transport::tls::trust::TrustError;
+use super::transport::tls::upstream_tls::UpstreamTls;
+use super::transport::unix_dialer::UnixDialer;
 use super::{BadApiKey, Error};
 use crate::config;
 use crate::dns::DnsResolver;
@@ -23,6 +29,8 @@ pub struct UpstreamMaterials {
     pub(super) host: HeaderValue,
     /// None: plain HTTP.
     tls: Option<UpstreamTls>,
+    /// None: no proxy, or no login at it.
+    proxy_login: Option<ProxyCredentials>,
     pub(super) api_key: Option<Lease>,
 }
 
@@ -32,12 +40,20 @@ impl UpstreamMaterials {
         let mut told = |error: Error| wrong.push(error);
         let host = host(settings).map_err(&mut told).ok();
         let tls = tls(settings).map_err(&mut told).ok();
+        let proxy_login = proxy_login(settings).map_err(&mut told).ok();
         let api_key = api_key(settings).map_err(&mut told).ok();
         Some(Self {
             host: host?,
             tls: tls?,
+            proxy_login: proxy_login?,
             api_key: api_key?,
         })
+    }
+
+    /// The dates of the gate's own certificate, where it has one, with `now` in seconds since 1970.
+    pub fn certificate_dates(&self, now: i64) -> Option<CertificateDates> {
+        let certificate = self.tls.as_ref()?.certificate()?;
+        Some(certificate.dates(now))
     }
 
     /// What opens connections, and the rest.
@@ -46,14 +62,29 @@ impl UpstreamMaterials {
         settings: &config::UpstreamConfig,
         scope: &TaskScope,
     ) -> Dialer {
-        Dialer {
-            port: settings.base.port,
-            book: AddressBook::new(&settings.base.host, DnsResolver::of_this_host(), scope),
+        if let Some(path) = &settings.base.socket {
+            let limit = settings.connect_timeout;
+            return Dialer::Unix(UnixDialer::new(path.clone(), limit, &settings.name));
+        }
+        let login = self.proxy_login.take().map(Arc::new);
+        let proxy = settings.proxy.as_ref().map(|_| ConnectProxy {
+            target: settings.base.authority(),
+            login,
+            upstream: Arc::clone(&settings.name),
+        });
+        let (host, port) = match &settings.proxy {
+            None => (&settings.base.host, settings.base.port),
+            Some(proxy) => (&proxy.host, proxy.port),
+        };
+        Dialer::Tcp(TcpDialer {
+            port,
+            book: AddressBook::new(host, DnsResolver::of_this_host(), scope),
+            proxy: proxy.map(Arc::new),
             memory: AddressMemory::default(),
             tls: self.tls.take().map(Arc::new),
             limit: settings.connect_timeout,
             upstream: Arc::clone(&settings.name),
-        }
+        })
     }
 }
 
@@ -63,6 +94,8 @@ impl Error {
         match self {
             Self::Host { .. } => "url",
             Self::ApiKey { .. } => "api_key",
+            Self::ProxyLogin { .. } => "proxy_login.password",
+            Self::ClientCertificate { source, .. } => source.key(),
             Self::Trust { source, .. } => match source {
                 TrustError::BadName { .. } => "server_name",
                 TrustError::Unreadable { .. }
@@ -76,31 +109,27 @@ impl Error {
 
 fn host(settings: &config::UpstreamConfig) -> Result<HeaderValue, Error> {
     let base = &settings.base;
-    let is_ipv6 = base.host.contains(':');
-    let name = if is_ipv6 {
-        format!("[{}]", base.host)
-    } else {
-        base.host.clone()
-    };
-    let default_port = if base.tls { 443 } else { 80 };
-    let text = if base.port == default_port {
-        name
-    } else {
-        format!("{name}:{}", base.port)
-    };
-    HeaderValue::from_str(&text).map_err(|_| Error::Host {
+    let authority = base.authority();
+    let default_port = if base.tls { ":443" } else { ":80" };
+    let of_address = || authority.strip_suffix(default_port).unwrap_or(&authority);
+    let text = settings.host.as_deref().unwrap_or_else(of_address);
+    HeaderValue::from_str(text).map_err(|_| Error::Host {
         upstream: Arc::clone(&settings.name),
     })
 }
 
 fn tls(settings: &config::UpstreamConfig) -> Result<Option<UpstreamTls>, Error> {
-    let base = &settings.base;
-    if !base.tls {
-        return Ok(None);
+    match settings.base.tls {
+        true => UpstreamTls::open(settings).map(Some),
+        false => Ok(None),
     }
-    let name = settings.server_name.as_deref().unwrap_or(&base.host);
-    let tls = UpstreamTls::open(&settings.trust, name, &settings.name);
-    tls.map(Some).map_err(|source| Error::Trust {
+}
+
+fn proxy_login(settings: &config::UpstreamConfig) -> Result<Option<ProxyCredentials>, Error> {
+    let proxy = settings.proxy.as_ref();
+    let login = proxy.and_then(|proxy| proxy.login.as_ref());
+    let login = login.map(|login| ProxyCredentials::open(login, &settings.name));
+    login.transpose().map_err(|source| Error::ProxyLogin {
         upstream: Arc::clone(&settings.name),
         source,
     })

@@ -14,8 +14,8 @@ use http::{HeaderValue, StatusCode};
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::UpstreamMetrics;
+use crate::secret;
 use crate::shares::ShareKey;
-use crate::watched_files::ReloadSignal;
 
 mod api_key;
 mod fair_queue;
@@ -53,8 +53,9 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
+pub use transport::connect_proxy::{ProxyAnswer, ProxyError};
 pub use transport::connections::UpstreamConnections;
-pub use transport::dialer::{DialError, WaitingFor};
+pub use transport::dial_error::{DialError, SocketFault, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
@@ -63,6 +64,7 @@ pub use transport::http1::response_body::UpstreamResponseBody;
 pub use transport::http1::{OutboundFields, OutboundRequest, ResponseError};
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
+pub use transport::tls::client_certificate::{CertificateDates, ClientCertificateError};
 pub use transport::tls::handshake::HandshakeError;
 pub use transport::tls::trust::TrustError;
 pub use trial::{TrialError, UpstreamTrial};
@@ -82,6 +84,18 @@ pub enum Error {
         upstream: Arc<str>,
         #[source]
         source: TrustError,
+    },
+    #[error("cannot use the certificate that the gate shows to upstream {upstream}")]
+    ClientCertificate {
+        upstream: Arc<str>,
+        #[source]
+        source: ClientCertificateError,
+    },
+    #[error("cannot read the password for the proxy of upstream {upstream}")]
+    ProxyLogin {
+        upstream: Arc<str>,
+        #[source]
+        source: secret::Error,
     },
     #[error("cannot use the API key for upstream {upstream}")]
     ApiKey {
@@ -132,8 +146,8 @@ impl Upstream {
                 tasks: &scope.tasks,
                 stop: opening.scope.stop.child(),
                 metrics,
-                lease_store: opening.lease_store,
-                budgets: opening.login_budgets,
+                lease_store: opening.lease_store.take(),
+                budgets: Arc::clone(&opening.login_budgets),
             };
             let before = opening.before.and_then(|before| before.login.as_ref());
             LoginTask::continue_or_start(before, settings, plan, scope)
@@ -156,7 +170,7 @@ impl Upstream {
         });
         let prober = UpstreamProber::new(&own, &scope, metrics);
         scope.spawn("upstream health", prober.run());
-        upstream.watch_files(&scope, &opening.reload_signal);
+        upstream.watch_files(&scope, &opening);
         Ok(upstream)
     }
 
@@ -182,7 +196,7 @@ impl Upstream {
 
     /// Opens a connection and closes it: whether the upstream can be reached as configured.
     pub async fn reach(&self) -> Result<(), DialError> {
-        self.dialer.dial(None).await.map(drop)
+        self.dialer.reach().await
     }
 
     pub(crate) fn via(&self) -> &HeaderValue {
@@ -266,11 +280,28 @@ impl Upstream {
         self.metrics.upstream_up.set(i64::from(is_up));
     }
 
-    /// Reads the files of trust and API key again when they change, or on request.
-    fn watch_files(&self, scope: &TaskScope, reload: &ReloadSignal) {
-        if let Some(tls) = &self.dialer.tls {
-            let watch = Arc::clone(tls).watch(scope.stop.clone(), reload.subscribe());
+    /// Reads the files of trust, client certificate and API key again when they change, or on request.
+    fn watch_files(&self, scope: &TaskScope, opening: &UpstreamOpening<'_>) {
+        let reload = &opening.reload_signal;
+        if let Dialer::Unix(_) = &*self.dialer {
+            let (dialer, stop) = (Arc::clone(&self.dialer), scope.stop.clone());
+            scope.spawn("upstream socket watch", async move {
+                if let Dialer::Unix(unix) = &*dialer {
+                    unix.watch(stop).await;
+                }
+            });
+        }
+        if let Some(login) = self.dialer.proxy_login() {
+            let watch = Arc::clone(login).watch(scope.stop.clone(), reload.subscribe());
+            scope.spawn("upstream proxy login watch", watch);
+        }
+        if let Some(tls) = self.dialer.tls() {
+            let stop = || scope.stop.clone();
+            let watch = Arc::clone(tls).watch_authorities(stop(), reload.subscribe());
             scope.spawn("upstream CA watch", watch);
+            let metrics = Arc::clone(opening.metrics);
+            let watch = Arc::clone(tls).watch_certificate(stop(), reload.subscribe(), metrics);
+            scope.spawn("upstream client certificate watch", watch);
         }
         let key = Arc::clone(&self.api_key);
         let watch = key.watch(scope.stop.clone(), reload.subscribe());

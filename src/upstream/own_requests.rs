@@ -15,7 +15,8 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
 use super::health::UpstreamHealth;
-use super::transport::dialer::{DialError, Dialer};
+use super::transport::dial_error::DialError;
+use super::transport::dialer::Dialer;
 
 const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 

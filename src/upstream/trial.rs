@@ -12,7 +12,8 @@ use super::login::description::LoginDescription;
 use super::login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
-use super::transport::dialer::{DialError, Dialer};
+use super::transport::dial_error::DialError;
+use super::transport::dialer::Dialer;
 use crate::config;
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
@@ -67,7 +68,7 @@ impl UpstreamTrial {
 
     /// Tries name look-up, TCP and TLS.
     pub async fn reach(&self) -> Result<(), DialError> {
-        self.dialer.dial(None).await.map(drop)
+        self.dialer.reach().await
     }
 
     /// Tries one login; returns the lifetime of its token.

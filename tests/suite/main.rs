@@ -37,6 +37,7 @@ mod network;
 mod operator_listener;
 mod overload;
 mod password_changes;
+mod reached_upstreams;
 mod real_clients;
 mod refused_api_key;
 mod relay;

@@ -254,6 +254,16 @@ fn variable(value: &ConfigValue<'_>) -> Option<String> {
     Some(name)
 }
 
+/// RFC 7617, 2: a user name with a colon cannot be sent.
+pub(super) fn username(value: &ConfigValue<'_>) -> Option<String> {
+    let name = text(value)?;
+    if name.contains(':') || name.chars().any(char::is_control) {
+        value.complain("must not have colons or control characters", "");
+        return None;
+    }
+    Some(name)
+}
+
 /// A name that may stand in a metrics label: letters, digits, `.`, `-`, `_`.
 pub(super) fn name(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;

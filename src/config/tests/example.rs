@@ -44,6 +44,9 @@ fn the_example_shows_the_defaults() {
     let mut shown = parse(&switched_on(&example())[0], top()).unwrap().config;
     // Keys without a default are shown with an example value.
     shown.upstreams[0].server_name = None;
+    shown.upstreams[0].host = None;
+    shown.upstreams[0].client_certificate = None;
+    shown.upstreams[0].proxy = None;
     shown.users.first_admin = None;
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();

@@ -1,6 +1,7 @@
 //! Accepted and refused files, secrets in messages, differences between files, the profile.
 
 mod example;
+mod reach;
 mod switched_on;
 
 use std::path::{Path, PathBuf};

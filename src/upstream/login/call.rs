@@ -20,7 +20,7 @@ use crate::secret::Secret;
 use crate::upstream::health::UpstreamHealth;
 use crate::upstream::health::breaker::FailureSource;
 use crate::upstream::own_requests::{CallError, OwnRequests};
-use crate::upstream::transport::dialer::DialError;
+use crate::upstream::transport::dial_error::DialError;
 
 const MAX_ANSWER: usize = 64 * 1024;
 /// Upper limit of an honoured `Retry-After`: a longer one may be a mistake.

@@ -106,10 +106,11 @@ pub(in crate::upstream) fn identity(
     format!("lease\n{}\n{}", upstream.name, account(upstream, login))
 }
 
-/// The user that logs in, and its address.
+/// The user that logs in, and the service: another `Host` may be another one at the same address.
 pub(super) fn account(upstream: &config::UpstreamConfig, login: &config::Login) -> String {
-    let base = &upstream.base;
-    let scheme = if base.tls { "https" } else { "http" };
-    let (host, port) = (&base.host, base.port);
-    format!("{scheme}://{host}:{port}\n{}", login.username)
+    let (base, user) = (&upstream.base, &login.username);
+    match &upstream.host {
+        None => format!("{base}\n{user}"),
+        Some(host) => format!("{base}\n{host}\n{user}"),
+    }
 }

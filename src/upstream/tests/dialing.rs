@@ -18,25 +18,26 @@ use crate::lifecycle::TaskScope;
 use crate::upstream::DialError;
 use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
-use crate::upstream::transport::dialer::Dialer;
+use crate::upstream::transport::tcp_dialer::TcpDialer;
 
 /// Delay that a loaded machine may add.
 const SLACK: Duration = Duration::from_millis(200);
 const DELAY: Duration = Duration::from_millis(250);
 
-fn dialer(names: DnsResolver, port: u16, limit: Duration) -> Dialer {
+fn dialer(names: DnsResolver, port: u16, limit: Duration) -> TcpDialer {
     let scope = TaskScope::new(Handle::current());
-    Dialer {
+    TcpDialer {
         port,
         book: AddressBook::new("webapp.example", names, &scope),
         memory: AddressMemory::default(),
+        proxy: None,
         tls: None,
         limit,
         upstream: "main".into(),
     }
 }
 
-async fn dial_time(dialer: &Dialer) -> Duration {
+async fn dial_time(dialer: &TcpDialer) -> Duration {
     let began = Instant::now();
     dialer.dial(None).await.unwrap();
     began.elapsed()

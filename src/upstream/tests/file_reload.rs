@@ -92,7 +92,7 @@ async fn a_reload_request_reads_authorities_that_keep_changing() {
     let path = setup.folder.write("ca.pem", &stranger.authority);
     setup.settings.trust = Trust::Authorities(path);
     let upstream = setup.open().unwrap();
-    let current = || Arc::as_ptr(&upstream.dialer.tls.as_ref().unwrap().current().0);
+    let current = || Arc::as_ptr(&upstream.dialer.tls().unwrap().current());
     let first = current();
     let writes = async {
         for number in 0.. {

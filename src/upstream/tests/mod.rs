@@ -3,6 +3,8 @@
 mod breaker;
 #[cfg(feature = "emulator")]
 mod certificates;
+#[cfg(feature = "emulator")]
+mod client_certificates;
 mod connection_reuse;
 mod connections;
 mod description;
@@ -16,11 +18,14 @@ mod judgement;
 mod keep_alive;
 mod login_model;
 mod names;
+#[cfg(feature = "emulator")]
+mod proxies;
 mod server;
 mod session;
 mod stub_dns;
 #[cfg(feature = "emulator")]
 mod trust;
+mod unix_socket;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -108,9 +113,13 @@ impl UpstreamSetup {
                 tls: false,
                 host: address.ip().to_string(),
                 port: address.port(),
+                socket: None,
             },
+            host: None,
             trust: Trust::PublicAuthorities,
             server_name: None,
+            client_certificate: None,
+            proxy: None,
             login: Some(config::Login {
                 username: "gateway".to_owned(),
                 password: SecretSource::File(password),

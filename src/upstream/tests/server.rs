@@ -1,18 +1,19 @@
 //! A scripted HTTP/1.1 server that sends the bytes of the test.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::clock;
-use crate::lifecycle::TaskSet;
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::profiles::format_expiry;
 
 /// One request as received.
@@ -148,6 +149,38 @@ impl Webapp {
                 });
             }
         });
+        Self { address, seen }
+    }
+
+    /// Serves plain HTTP at a Unix socket until `stop` drains; then all its connections are closed too.
+    pub(super) fn start_at_socket(
+        path: &Path,
+        stop: &ShutdownSignal,
+        script: impl Fn(&Call) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let seen = Arc::new(Seen::default());
+        let script: Arc<Script> = Arc::new(script);
+        let tasks = TaskSet::new(Handle::current());
+        let (ours, on, stop) = (Arc::clone(&seen), tasks.clone(), stop.clone());
+        tasks.spawn("scripted socket", async move {
+            loop {
+                let stream = tokio::select! {
+                    () = stop.draining() => return,
+                    accepted = listener.accept() => accepted.unwrap().0,
+                };
+                ours.connections.fetch_add(1, Ordering::SeqCst);
+                let (seen, script, stop) = (Arc::clone(&ours), Arc::clone(&script), stop.clone());
+                on.spawn("scripted connection", async move {
+                    tokio::select! {
+                        () = stop.draining() => {}
+                        () = serve(stream, &seen, &script) => {}
+                    }
+                    seen.ended.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        });
+        let address = "127.0.0.1:0".parse().unwrap();
         Self { address, seen }
     }
 

@@ -27,8 +27,8 @@ use crate::config::Trust;
 use crate::lifecycle::TaskScope;
 use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
-use crate::upstream::transport::dialer::Dialer;
-use crate::upstream::transport::tls::trust::UpstreamTls;
+use crate::upstream::transport::tcp_dialer::TcpDialer;
+use crate::upstream::transport::tls::upstream_tls::UpstreamTls;
 use crate::upstream::{Error, ResponseTimeout, SendErrorKind, Upstream, UpstreamConnections};
 
 /// An authority and a server certificate that it signed.
@@ -190,7 +190,7 @@ async fn authorities_follow_their_file_and_a_bad_file_changes_nothing() {
     setup.folder.write("ca.pem", &other_identity.authority);
     let upstream = setup.open().unwrap();
     assert!(connect(&setup, &upstream).await.is_err());
-    let current = || Arc::as_ptr(&upstream.dialer.tls.as_ref().unwrap().current().0);
+    let current = || Arc::as_ptr(&upstream.dialer.tls().unwrap().current());
     let first = current();
     setup
         .folder
@@ -222,14 +222,15 @@ async fn an_address_with_broken_tls_is_skipped() {
         let folder = Folder::new();
         let hosts = format!("{bad} webapp.example\n127.0.0.1 webapp.example\n");
         let upstream: Arc<str> = "main".into();
-        let trust = Trust::Pins(vec![identity.pin()]);
-        let dialer = Dialer {
+        let mut settings = UpstreamSetup::of(webapp.address).settings;
+        settings.trust = Trust::Pins(vec![identity.pin()]);
+        settings.base.host = "webapp.example".to_owned();
+        let dialer = TcpDialer {
             port,
             book: AddressBook::new("webapp.example", names(&folder, "", &hosts), &scope),
             memory: AddressMemory::default(),
-            tls: Some(Arc::new(
-                UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap(),
-            )),
+            proxy: None,
+            tls: Some(Arc::new(UpstreamTls::open(&settings).unwrap())),
             limit: TEST_TIMEOUT,
             upstream,
         };

@@ -14,7 +14,7 @@ use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
-use super::dialer::DialError;
+use super::dial_error::DialError;
 use super::http1::OutboundRequest;
 use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
 use super::http1::response_body::UpstreamResponseBody;
@@ -107,16 +107,9 @@ where
         let dialed = self.upstream.dialer.dial(end).await;
         watch.end(dialed.as_ref().err());
         let link = dialed.map_err(|failure| {
-            let (label, kind) = match &failure {
-                DialError::TimedOut { .. } => {
-                    (ConnectResult::Timeout, SendErrorKind::ConnectTimeout)
-                }
-                DialError::Resolve { .. }
-                | DialError::NoAddress { .. }
-                | DialError::Connect { .. }
-                | DialError::Handshake { .. } => {
-                    (ConnectResult::Failed, SendErrorKind::ConnectFailed)
-                }
+            let (label, kind) = match failure.is_timeout() {
+                true => (ConnectResult::Timeout, SendErrorKind::ConnectTimeout),
+                false => (ConnectResult::Failed, SendErrorKind::ConnectFailed),
             };
             self.upstream.metrics.upstream_connects.add(label);
             (kind, BoxError::from(failure))
@@ -235,7 +228,7 @@ impl<'a> DialWatch<'a> {
         match failure {
             None => {}
             // Ended early by the deadline of the whole exchange.
-            Some(DialError::TimedOut { .. }) if self.began.elapsed() < self.limit() => {
+            Some(failure) if failure.is_deadline() && self.began.elapsed() < self.limit() => {
                 health.abandoned(self.began.elapsed(), self.limit());
             }
             Some(failure) => health.connect_failed(FailureSource::Request, failure),
@@ -243,7 +236,7 @@ impl<'a> DialWatch<'a> {
     }
 
     fn limit(&self) -> Duration {
-        self.upstream.dialer.limit
+        self.upstream.dialer.limit()
     }
 }
 

@@ -1,116 +1,26 @@
-//! Opens a connection to the upstream: name look-up, TCP and TLS within one timeout. All addresses
-//! are tried in a staggered race (RFC 8305) that ends with a TLS handshake.
+//! Opens connections to one upstream, over TCP or a Unix socket.
 
-use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{Instant, timeout};
 
-use super::address_book::{AddressBook, AddressCandidates};
-use super::address_memory::AddressMemory;
-use super::tls::handshake::HandshakeError;
-use super::tls::trust::UpstreamTls;
-use super::tracked_stream::{TrackedStream, Transport};
-use crate::dns::NameError;
-use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
+use super::dial_error::DialError;
+use super::proxy_credentials::ProxyCredentials;
+use super::tcp_dialer::TcpDialer;
+use super::tls::upstream_tls::UpstreamTls;
+use super::tracked_stream::TrackedStream;
+use super::unix_dialer::UnixDialer;
 
-/// When the next address is tried (RFC 8305, section 5).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// The same while one is connected and in its TLS handshake.
-const HANDSHAKE_DELAY: Duration = Duration::from_secs(1);
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    #[error("cannot find the address of {host}")]
-    Resolve {
-        host: String,
-        #[source]
-        source: Arc<NameError>,
-    },
-    #[error("{host} has no address")]
-    NoAddress { host: String },
-    #[error("cannot connect to {address}{}", others(*.failed))]
-    Connect {
-        address: SocketAddr,
-        /// How many addresses failed.
-        failed: usize,
-        #[source]
-        source: io::Error,
-    },
-    #[error("TLS handshake with {host} at {address} failed")]
-    Handshake {
-        host: String,
-        address: SocketAddr,
-        #[source]
-        source: HandshakeError,
-    },
-    #[error("no connection to {host} within {limit:?}: {waiting}")]
-    TimedOut {
-        host: String,
-        limit: Duration,
-        waiting: WaitingFor,
-    },
-}
+/// How long an alert is waited for that ends a connection after its handshake.
+const LATE_ALERT_WAIT: Duration = Duration::from_millis(500);
 
-/// Which step was in progress at the timeout.
-#[derive(Clone, Debug)]
-pub enum WaitingFor {
-    Names { file: PathBuf },
-    Answer { address: SocketAddr, asked: usize },
-    Handshake { address: SocketAddr },
-}
-
-impl fmt::Display for WaitingFor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Names { file } => {
-                let file = file.display();
-                write!(f, "the name servers in {file} have not answered yet")
-            }
-            Self::Answer { address, asked } => {
-                write!(f, "{address} does not answer{}", others(*asked))
-            }
-            Self::Handshake { address } => write!(
-                f,
-                "{address} accepts the connection and does not answer the TLS handshake"
-            ),
-        }
-    }
-}
-
-fn others(all: usize) -> String {
-    match all {
-        0 | 1 => String::new(),
-        2 => ", nor to its other address".to_owned(),
-        more => format!(", nor to its {} other addresses", more - 1),
-    }
-}
-
-/// Why an address could not be connected to.
+/// The way to one upstream. Requests, logins and probes share it.
 #[derive(Debug)]
-enum AttemptError {
-    Connect(io::Error),
-    Handshake(HandshakeError),
-}
-
-/// Opens connections to one upstream.
-#[derive(Debug)]
-pub(in crate::upstream) struct Dialer {
-    pub(in crate::upstream) port: u16,
-    pub(in crate::upstream) book: AddressBook,
-    pub(in crate::upstream) memory: AddressMemory,
-    pub(in crate::upstream) tls: Option<Arc<UpstreamTls>>,
-    /// For everything from the name to the end of the handshake.
-    pub(in crate::upstream) limit: Duration,
-    /// For error messages that name the configuration key.
-    pub(in crate::upstream) upstream: Arc<str>,
+pub(in crate::upstream) enum Dialer {
+    Tcp(TcpDialer),
+    Unix(UnixDialer),
 }
 
 impl Dialer {
@@ -119,129 +29,47 @@ impl Dialer {
         &self,
         end: Option<Instant>,
     ) -> Result<TrackedStream, DialError> {
-        let limit = Instant::now() + self.limit;
-        let until = end.map_or(limit, |end| end.min(limit));
-        Box::pin(self.race(until)).await
-    }
-
-    async fn race(&self, until: Instant) -> Result<TrackedStream, DialError> {
-        let mut addresses = self.book.addresses(&self.memory);
-        let stagger = StaggerDelays {
-            delay: ATTEMPT_DELAY,
-            delay_half_way: HANDSHAKE_DELAY,
-            until: Some(until),
-        };
-        let attempt = |ip, half_way| self.attempt(SocketAddr::new(ip, self.port), half_way);
-        match race(&mut addresses, stagger, attempt).await {
-            Ok(won) => {
-                let failed = won.failed.into_iter();
-                let failed = failed.filter(|(_, failure)| !failure.is_ours());
-                failed.for_each(|(ip, _)| self.memory.failed(ip));
-                won.overtaken.iter().for_each(|&ip| self.memory.failed(ip));
-                self.memory.worked(won.candidate);
-                Ok(TrackedStream::new(won.value, &self.upstream))
-            }
-            Err(lost) => Err(self.failure(lost, &addresses)),
+        match self {
+            Self::Tcp(tcp) => tcp.dial(end).await,
+            Self::Unix(unix) => unix.dial(end).await,
         }
     }
 
-    /// One address: TCP and, if configured, TLS. An address that accepts connections but fails the TLS
-    /// handshake counts as failed.
-    fn attempt(
-        &self,
-        address: SocketAddr,
-        half_way: HalfWay,
-    ) -> impl Future<Output = Result<Transport, AttemptError>> + Send + use<> {
-        let tls = self.tls.as_deref().map(UpstreamTls::current);
-        let upstream = Arc::clone(&self.upstream);
-        async move {
-            let tcp = TcpStream::connect(address).await;
-            let tcp = tcp.map_err(AttemptError::Connect)?;
-            half_way.reached();
-            // Requests are small: Nagle's algorithm would only delay them.
-            let _ = tcp.set_nodelay(true);
-            let Some((config, name)) = tls else {
-                return Ok(Transport::Plain(tcp));
-            };
-            let stream = TlsConnector::from(config).connect(name, tcp).await;
-            let explained = |failure| HandshakeError::explain(failure, &upstream);
-            let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
-            Ok(Transport::Tls(Box::new(stream)))
+    /// Opens a connection and closes it: whether the upstream can be reached as configured. Waits a moment
+    /// for what TLS 1.3 says about the gate's certificate only after the handshake.
+    pub(in crate::upstream) async fn reach(&self) -> Result<(), DialError> {
+        let mut stream = self.dial(None).await?;
+        if self.tls().is_none() {
+            return Ok(());
+        }
+        let mut byte = [0];
+        match timeout(LATE_ALERT_WAIT, stream.read(&mut byte)).await {
+            Ok(Err(source)) => DialError::after_handshake(source).map_or(Ok(()), Err),
+            _ => Ok(()),
         }
     }
 
-    fn failure(
-        &self,
-        lost: RaceLost<IpAddr, AttemptError>,
-        addresses: &AddressCandidates<'_>,
-    ) -> DialError {
-        let host = || self.book.host().to_owned();
-        let at = |ip| SocketAddr::new(ip, self.port);
-        let failed = lost.failed.iter().filter(|(_, failure)| !failure.is_ours());
-        failed.for_each(|(ip, _)| self.memory.failed(*ip));
-        let slow = lost.unfinished.iter().filter(|one| one.was_delayed);
-        slow.for_each(|one| self.memory.failed(one.candidate));
-        if !addresses.is_empty() {
-            self.book.doubt();
-        }
-        let asked = lost.failed.len() + lost.unfinished.len();
-        let mut failed = lost.failed;
-        // An error from an address tells more than a timeout.
-        failed.sort_by_key(|(_, failure)| matches!(failure, AttemptError::Connect(_)));
-        let is_late = lost.is_late;
-        match failed.into_iter().next() {
-            Some((ip, AttemptError::Handshake(source))) => DialError::Handshake {
-                host: host(),
-                address: at(ip),
-                source,
-            },
-            Some((ip, AttemptError::Connect(source))) if !is_late => DialError::Connect {
-                address: at(ip),
-                failed: asked,
-                source,
-            },
-            _ if is_late => {
-                let handshakes = |one: &&UnfinishedAttempt<IpAddr>| one.is_half_way;
-                let handshake = lost.unfinished.iter().find(handshakes);
-                let waiting = match (handshake, lost.unfinished.first()) {
-                    (Some(one), _) => WaitingFor::Handshake {
-                        address: at(one.candidate),
-                    },
-                    (None, Some(one)) => WaitingFor::Answer {
-                        address: at(one.candidate),
-                        asked,
-                    },
-                    (None, None) => WaitingFor::Names {
-                        file: self.book.names().servers_file().to_owned(),
-                    },
-                };
-                DialError::TimedOut {
-                    host: host(),
-                    limit: self.limit,
-                    waiting,
-                }
-            }
-            _ => match addresses.failure() {
-                Some(source) => DialError::Resolve {
-                    host: host(),
-                    source,
-                },
-                None => DialError::NoAddress { host: host() },
-            },
+    /// `connect_timeout`.
+    pub(in crate::upstream) fn limit(&self) -> Duration {
+        match self {
+            Self::Tcp(tcp) => tcp.limit,
+            Self::Unix(unix) => unix.limit,
         }
     }
-}
 
-impl AttemptError {
-    /// An error of this host, which says nothing about the address.
-    fn is_ours(&self) -> bool {
-        let Self::Connect(failure) = self else {
-            return false;
-        };
-        let errno = failure.raw_os_error().map(Errno::from_raw_os_error);
-        matches!(
-            errno,
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
-        )
+    /// The gate's login at the proxy; None: there is none.
+    pub(in crate::upstream) fn proxy_login(&self) -> Option<&Arc<ProxyCredentials>> {
+        match self {
+            Self::Tcp(tcp) => tcp.proxy.as_ref()?.login.as_ref(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// None: plain HTTP.
+    pub(in crate::upstream) fn tls(&self) -> Option<&Arc<UpstreamTls>> {
+        match self {
+            Self::Tcp(tcp) => tcp.tls.as_ref(),
+            Self::Unix(_) => None,
+        }
     }
 }

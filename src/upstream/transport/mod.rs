@@ -3,12 +3,18 @@
 
 pub(super) mod address_book;
 pub(super) mod address_memory;
+pub(super) mod connect_proxy;
 pub(super) mod connections;
+pub(super) mod dial_error;
 pub(super) mod dialer;
 pub(super) mod framing;
 pub(super) mod http1;
 pub(super) mod keep_alive;
 pub(super) mod pool;
+pub(super) mod proxy_credentials;
+pub(super) mod retire_flag;
 pub(super) mod send_error;
+pub(super) mod tcp_dialer;
 pub(super) mod tls;
 pub(super) mod tracked_stream;
+pub(super) mod unix_dialer;

@@ -6,8 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
+
+use super::retire_flag::RetireFlag;
+use super::tls::client_certificate::OfferedCertificate;
+use super::tls::handshake::HandshakeError;
+use super::tls::upstream_tls::TlsGeneration;
 
 /// A connection that records whether bytes were received.
 #[derive(Debug)]
@@ -20,11 +25,16 @@ pub(in crate::upstream) struct TrackedStream {
     /// The error of the last write; nothing is written after it.
     write_failure: Option<io::Error>,
     upstream: Arc<str>,
+    /// None: nothing that it was made with can be replaced.
+    retire: Option<RetireFlag>,
+    /// What the handshake could show; None: there was none.
+    offered: Option<Arc<OfferedCertificate>>,
 }
 
 #[derive(Debug)]
 pub(in crate::upstream) enum Transport {
     Plain(TcpStream),
+    Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -43,7 +53,29 @@ impl TrackedStream {
             is_fresh: true,
             write_failure: None,
             upstream: Arc::clone(upstream),
+            retire: None,
+            offered: None,
         }
+    }
+
+    /// Is not used for another request once `flag` is set.
+    pub(super) fn retired_by(self, flag: RetireFlag) -> Self {
+        Self {
+            retire: Some(flag),
+            ..self
+        }
+    }
+
+    /// The same for a TLS connection and the settings of its handshake.
+    pub(super) fn made_with(self, tls: &TlsGeneration) -> Self {
+        Self {
+            offered: Some(Arc::clone(&tls.offered)),
+            ..self.retired_by(tls.retire.clone())
+        }
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retire.as_ref().is_some_and(RetireFlag::is_set)
     }
 
     /// Whether a byte was received since `forget_received`.
@@ -58,11 +90,13 @@ impl TrackedStream {
     /// Whether the socket has reported that there is something to read. Asks neither the socket nor for
     /// a wake-up.
     pub(super) fn is_readable(&self) -> bool {
-        let tcp = match &self.wire {
-            Transport::Plain(tcp) => tcp,
-            Transport::Tls(tls) => tls.get_ref().0,
+        let ready = || Ok(());
+        let outcome = match &self.wire {
+            Transport::Plain(tcp) => tcp.try_io(Interest::READABLE, ready),
+            Transport::Unix(unix) => unix.try_io(Interest::READABLE, ready),
+            Transport::Tls(tls) => tls.get_ref().0.try_io(Interest::READABLE, ready),
         };
-        tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
+        outcome.is_ok()
     }
 
     /// Whether a read could find anything: bytes or the end. A TLS connection may hold bytes that it
@@ -104,6 +138,14 @@ impl TrackedStream {
         }
     }
 
+    #[cold]
+    fn explained(&self, failure: io::Error) -> io::Error {
+        match &self.offered {
+            Some(offered) => HandshakeError::explain_late(failure, &self.upstream, offered),
+            None => failure,
+        }
+    }
+
     fn note_first_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.is_fresh = false;
         if matches!(self.wire, Transport::Plain(_)) && is_tls_record(bytes) {
@@ -125,8 +167,12 @@ impl AsyncRead for TrackedStream {
         let room = buf.remaining();
         let outcome = match &mut self.wire {
             Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         };
+        if let Poll::Ready(Err(failure)) = outcome {
+            return Poll::Ready(Err(self.explained(failure)));
+        }
         let fresh = &buf.filled()[before..];
         if !fresh.is_empty() {
             self.has_received = true;
@@ -151,6 +197,7 @@ impl AsyncWrite for TrackedStream {
         }
         let outcome = match &mut self.wire {
             Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
             Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         };
         self.written(cx, outcome)
@@ -162,6 +209,7 @@ impl AsyncWrite for TrackedStream {
         }
         let outcome = match &mut self.wire {
             Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Unix(unix) => Pin::new(unix).poll_flush(cx),
             Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
         };
         self.written(cx, outcome)
@@ -173,6 +221,7 @@ impl AsyncWrite for TrackedStream {
         }
         match &mut self.wire {
             Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
             Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
@@ -191,6 +240,7 @@ impl AsyncWrite for TrackedStream {
                 [only] => Pin::new(tcp).poll_write(cx, only),
                 _ => Pin::new(tcp).poll_write_vectored(cx, bufs),
             },
+            Transport::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
             Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         };
         self.written(cx, outcome)
@@ -199,6 +249,7 @@ impl AsyncWrite for TrackedStream {
     fn is_write_vectored(&self) -> bool {
         match &self.wire {
             Transport::Plain(tcp) => tcp.is_write_vectored(),
+            Transport::Unix(unix) => unix.is_write_vectored(),
             Transport::Tls(tls) => tls.is_write_vectored(),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::upstream_section::is_loopback;
+use super::upstream_address_keys::is_loopback;
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret};
 use crate::config::file::value_readers::{flag, name, number, some, span, text};

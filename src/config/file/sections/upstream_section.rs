@@ -9,14 +9,18 @@ use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
 use super::profile_routing::UpstreamNames;
+use super::proxy_keys::proxy;
+use super::upstream_address_keys::{
+    address, client_certificate, host_field, require_privacy, server_name, warn_without_tls,
+};
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret, secret_that};
 use crate::config::file::units::parse_hex;
 use crate::config::file::value_readers::text;
 use crate::config::file::value_readers::{
-    flag, is_name, number, share, size, some, span, span_or_none,
+    flag, is_name, number, share, size, some, span, span_or_none, username,
 };
-use crate::config::{BaseAddress, Login, Trust, UpstreamConfig};
+use crate::config::{Login, Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
 /// The settings of each upstream, and what routes need to know of them all. None: an upstream is
@@ -52,21 +56,19 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
             "",
         );
     }
-    let base = table.required("url", base, "\"https://service.internal:443\"");
-    let plaintext = table.or("allow_plaintext", flag, false);
-    if let Some(base) = base.as_ref().filter(|base| !base.tls && !plaintext)
-        && !is_loopback(&base.host)
-    {
-        let reason = "must be https: the login would travel in the clear";
-        table.complain("url", reason, "or set allow_plaintext = true");
-    }
+    let base = address(table);
+    let proxy = proxy(table, base.as_ref());
+    require_privacy(table, base.as_ref(), proxy.as_ref());
     let concurrency = table.or("concurrency", number(1..=100_000), 64);
     let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
     let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
     let upstream = UpstreamConfig {
         name: Arc::from(name),
         trust: trust(table),
+        host: table.read("host", host_field),
         server_name: table.read("server_name", server_name),
+        client_certificate: client_certificate(table),
+        proxy,
         login: login(table),
         login_description: (profile.login)(),
         api_key: table.read(
@@ -87,68 +89,12 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         required: table.or("required", flag, true),
         base: base?,
     };
-    if !upstream.base.tls && (upstream.server_name.is_some() || table.has("ca")) {
-        table.warn(
-            "url",
-            "is http: ca, pins and server_name have no effect",
-            "",
-        );
-    }
+    warn_without_tls(table, &upstream.base);
     Some(upstream)
 }
 
 fn is_key_long(key: &crate::secret::Secret) -> bool {
     API_KEY_LENGTH.contains(&key.expose().chars().count())
-}
-
-/// The text is never repeated: it may hold a password.
-fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
-    let suggestion = "such as \"https://service.internal:443\"";
-    let bad = |reason: &str| {
-        value.complain(reason, suggestion);
-        None
-    };
-    let Ok(uri) = text(value)?.parse::<http::Uri>() else {
-        return bad("is no address");
-    };
-    let tls = match uri.scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return bad("must begin with https:// or http://"),
-    };
-    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return bad("must end after host and port: paths are kept as the client sends them");
-    }
-    let Some(authority) = uri
-        .authority()
-        .filter(|authority| !authority.host().is_empty())
-    else {
-        return bad("has no host");
-    };
-    if authority.as_str().contains('@') {
-        return bad("must not hold a user name or password: they belong in login");
-    }
-    let has_port = authority.as_str().len() > authority.host().len();
-    let port = match (authority.port_u16(), has_port) {
-        (Some(0), _) | (None, true) => return bad("has an invalid port"),
-        (Some(port), _) => port,
-        (None, false) if tls => 443,
-        (None, false) => 80,
-    };
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
-    Some(BaseAddress {
-        tls,
-        host: host.to_ascii_lowercase(),
-        port,
-    })
-}
-
-pub(super) fn is_loopback(host: &str) -> bool {
-    let address: Option<std::net::IpAddr> = host.parse().ok();
-    host == "localhost" || address.is_some_and(|address| address.is_loopback())
 }
 
 fn trust(table: &ConfigTable<'_>) -> Trust {
@@ -198,18 +144,6 @@ fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
     path.map(Some)
 }
 
-fn server_name(value: &ConfigValue<'_>) -> Option<String> {
-    let name = text(value)?;
-    if rustls::pki_types::ServerName::try_from(name.as_str()).is_err() {
-        value.complain(
-            "is not a name that a certificate can have",
-            "such as \"service\"",
-        );
-        return None;
-    }
-    Some(name)
-}
-
 fn login(table: &ConfigTable<'_>) -> Option<Login> {
     let who = table.section("login");
     let username = who
@@ -236,14 +170,4 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
         timeout,
         single_active_token,
     })
-}
-
-/// RFC 7617, 2: a user name with a colon cannot be sent.
-fn username(value: &ConfigValue<'_>) -> Option<String> {
-    let name = text(value)?;
-    if name.contains(':') || name.chars().any(char::is_control) {
-        value.complain("must not have colons or control characters", "");
-        return None;
-    }
-    Some(name)
 }

@@ -340,7 +340,7 @@ impl<B> PooledConnection for UpstreamConnection<B> {
     }
 
     fn can_send(&mut self) -> bool {
-        self.unusable().is_none()
+        !self.stream.is_retired() && self.unusable().is_none()
     }
 }
 

@@ -205,7 +205,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn shown_name(name: &str) -> String {
+pub(super) fn shown_name(name: &str) -> String {
     name.escape_debug().take(MAX_NAME).collect()
 }
 

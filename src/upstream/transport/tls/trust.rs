@@ -5,24 +5,18 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
-    SignatureScheme,
-};
-use tracing::{error, info};
+use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use tracing::info;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::certificate::{CertificateProblem, TrustPlace, VerifierVerdict, key_digest};
 use crate::config::Trust;
-use crate::error_chain::chain;
-use crate::lifecycle::ShutdownSignal;
-use crate::watched_files::{FileContent, FileLook, ReloadRequests, WatchedFiles};
+use crate::watched_files::{FileContent, WatchedFiles};
 
 /// Why the trust settings of the upstream cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,30 +45,19 @@ pub enum TrustError {
     },
 }
 
-/// TLS toward one upstream.
+/// Decides whether a certificate of the upstream is trusted, and the file that it follows.
 #[derive(Debug)]
-pub(in crate::upstream) struct UpstreamTls {
-    config: ArcSwap<ClientConfig>,
-    name: ServerName<'static>,
-    /// For messages that name the configuration key.
-    upstream: Arc<str>,
+pub(super) struct TrustVerifier {
+    pub(super) verifier: Arc<dyn ServerCertVerifier>,
     /// The file of private authorities; None: there is none.
-    authorities: Option<WatchedFiles>,
+    pub(super) authorities: Option<WatchedFiles>,
 }
 
-impl UpstreamTls {
+impl TrustVerifier {
     /// Reads the file of private authorities, if there is one.
-    pub(in crate::upstream) fn open(
-        trust: &Trust,
-        name: &str,
-        upstream: &Arc<str>,
-    ) -> Result<Self, TrustError> {
-        let bad_name = || TrustError::BadName {
-            name: name.to_owned(),
-        };
-        let name = ServerName::try_from(name.to_owned()).map_err(|_| bad_name())?;
+    pub(super) fn open(trust: &Trust, upstream: &Arc<str>) -> Result<Self, TrustError> {
         let mut authorities = None;
-        let config = match trust {
+        let verifier = match trust {
             Trust::PublicAuthorities => {
                 let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
                 trusting(roots, upstream, TrustPlace::PublicAuthorities)
@@ -94,54 +77,21 @@ impl UpstreamTls {
             }
         };
         Ok(Self {
-            config: ArcSwap::from_pointee(config),
-            name,
-            upstream: Arc::clone(upstream),
+            verifier,
             authorities,
         })
     }
+}
 
-    pub(in crate::upstream) fn current(&self) -> (Arc<ClientConfig>, ServerName<'static>) {
-        (self.config.load_full(), self.name.clone())
-    }
-
-    /// Loads the authorities again whenever their file has changed, until drain.
-    pub(in crate::upstream) async fn watch(
-        self: Arc<Self>,
-        stop: ShutdownSignal,
-        requests: ReloadRequests,
-    ) {
-        let Some(files) = &self.authorities else {
-            return;
-        };
-        let tls = Arc::clone(&self);
-        let reload = move |look| tls.reload(look);
-        tokio::select! {
-            () = stop.draining() => {}
-            () = files.follow(requests, reload) => {}
-        }
-    }
-
-    /// Uses the new authorities; if the file cannot be used, the old ones stay.
-    fn reload(&self, look: FileLook) {
-        if !look.is_changed {
-            return;
-        }
-        let upstream = &self.upstream;
-        let file = look.contents.into_file();
-        let place = TrustPlace::File(file.path.clone());
-        match private_roots(file) {
-            Ok(roots) => {
-                let count = roots.len();
-                let config = trusting(roots, upstream, place);
-                self.config.store(Arc::new(config));
-                info!(%upstream, count, "authorities for the upstream read again");
-            }
-            Err(failure) => {
-                error!(%upstream, error = %chain(&failure), "keeping the old authorities");
-            }
-        }
-    }
+/// The verifier for the authorities in `file`, which was read again.
+pub(super) fn reread(
+    file: FileContent,
+    upstream: &Arc<str>,
+) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
+    let place = TrustPlace::File(file.path.clone());
+    let roots = private_roots(file)?;
+    info!(%upstream, count = roots.len(), "authorities for the upstream read again");
+    Ok(trusting(roots, upstream, place))
 }
 
 /// The authorities in a PEM file.
@@ -167,7 +117,7 @@ fn private_roots(file: FileContent) -> Result<RootCertStore, TrustError> {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
@@ -176,24 +126,19 @@ fn judged_by(
     inner: Arc<dyn ServerCertVerifier>,
     upstream: &Arc<str>,
     place: TrustPlace,
-) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("aws-lc-rs speaks the default versions");
-    let verifier = Arc::new(ExplainedVerdict {
+) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(ExplainedVerdict {
         inner,
         upstream: Arc::clone(upstream),
         place,
-    });
-    let mut config = builder
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config
+    })
 }
 
-fn trusting(roots: RootCertStore, upstream: &Arc<str>, place: TrustPlace) -> ClientConfig {
+fn trusting(
+    roots: RootCertStore,
+    upstream: &Arc<str>,
+    place: TrustPlace,
+) -> Arc<dyn ServerCertVerifier> {
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
         .expect("there is an authority, and no revocation list that could be wrong");

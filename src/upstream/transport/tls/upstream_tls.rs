@@ -1,0 +1,227 @@
+//! TLS toward one upstream: whom the gate trusts and which certificate it shows. Both follow their
+//! files; a change retires the connections made before.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::ServerName;
+use tracing::{error, info, warn};
+
+use super::client_certificate::{CertificateDates, ClientCertificate, OfferedCertificate, paths};
+use super::trust::{TrustError, TrustVerifier, provider, reread};
+use crate::clock;
+use crate::config::{self, CertificateFiles};
+use crate::error_chain::chain;
+use crate::lifecycle::ShutdownSignal;
+use crate::metrics::Metrics;
+use crate::upstream::Error;
+use crate::upstream::transport::retire_flag::RetireFlag;
+use crate::watched_files::{FileLook, ReloadRequests, WatchedFiles};
+
+/// TLS toward one upstream.
+#[derive(Debug)]
+pub(in crate::upstream) struct UpstreamTls {
+    current: ArcSwap<TlsGeneration>,
+    /// From which the next generation is made.
+    parts: Mutex<TlsParts>,
+    name: ServerName<'static>,
+    /// For messages that name the configuration key.
+    upstream: Arc<str>,
+    /// The file of private authorities; None: there is none.
+    authorities: Option<WatchedFiles>,
+    /// None: the gate has no certificate of its own.
+    own_files: Option<OwnCertificateFiles>,
+}
+
+/// The TLS settings of handshakes, until a file changes.
+#[derive(Debug)]
+pub(in crate::upstream) struct TlsGeneration {
+    pub(in crate::upstream) config: Arc<ClientConfig>,
+    pub(in crate::upstream) offered: Arc<OfferedCertificate>,
+    /// Set when another generation takes its place.
+    pub(in crate::upstream) retire: RetireFlag,
+}
+
+#[derive(Clone, Debug)]
+struct TlsParts {
+    verifier: Arc<dyn ServerCertVerifier>,
+    certificate: Option<ClientCertificate>,
+}
+
+#[derive(Debug)]
+struct OwnCertificateFiles {
+    names: CertificateFiles,
+    files: WatchedFiles,
+}
+
+impl UpstreamTls {
+    /// Reads the files of authorities and of the gate's own certificate, where there are any. A
+    /// certificate that is not valid now is used nevertheless: the upstream decides.
+    pub(in crate::upstream) fn open(settings: &config::UpstreamConfig) -> Result<Self, Error> {
+        let upstream = &settings.name;
+        let bad_trust = |source| Error::Trust {
+            upstream: Arc::clone(upstream),
+            source,
+        };
+        let name = settings.server_name.as_ref();
+        let name = name.unwrap_or(&settings.base.host).clone();
+        let server_name = ServerName::try_from(name.clone());
+        let server_name = server_name.map_err(|_| bad_trust(TrustError::BadName { name }))?;
+        let trust = TrustVerifier::open(&settings.trust, upstream).map_err(bad_trust)?;
+        let mut certificate = None;
+        let mut own_files = None;
+        if let Some(names) = settings.client_certificate.clone() {
+            let (files, contents) = WatchedFiles::open(paths(&names));
+            let parsed = ClientCertificate::parse(&names, contents);
+            certificate = Some(parsed.map_err(|source| Error::ClientCertificate {
+                upstream: Arc::clone(upstream),
+                source,
+            })?);
+            own_files = Some(OwnCertificateFiles { names, files });
+        }
+        let parts = TlsParts {
+            verifier: trust.verifier,
+            certificate,
+        };
+        Ok(Self {
+            current: ArcSwap::from_pointee(parts.generation()),
+            parts: Mutex::new(parts),
+            name: server_name,
+            upstream: Arc::clone(upstream),
+            authorities: trust.authorities,
+            own_files,
+        })
+    }
+
+    /// The settings for a handshake that begins now.
+    pub(in crate::upstream) fn current(&self) -> Arc<TlsGeneration> {
+        self.current.load_full()
+    }
+
+    /// The name that is asked for, and that the upstream's certificate must have.
+    pub(in crate::upstream) fn server_name(&self) -> ServerName<'static> {
+        self.name.clone()
+    }
+
+    /// The gate's own certificate.
+    pub(in crate::upstream) fn certificate(&self) -> Option<ClientCertificate> {
+        self.parts.lock().certificate.clone()
+    }
+
+    /// Loads the authorities again whenever their file has changed, until drain.
+    pub(in crate::upstream) async fn watch_authorities(
+        self: Arc<Self>,
+        stop: ShutdownSignal,
+        requests: ReloadRequests,
+    ) {
+        let Some(files) = &self.authorities else {
+            return;
+        };
+        let tls = Arc::clone(&self);
+        let reload = move |look| tls.reload_authorities(look);
+        tokio::select! {
+            () = stop.draining() => {}
+            () = files.follow(requests, reload) => {}
+        }
+    }
+
+    /// Loads the gate's own certificate again whenever one of its files has changed, until drain.
+    pub(in crate::upstream) async fn watch_certificate(
+        self: Arc<Self>,
+        stop: ShutdownSignal,
+        requests: ReloadRequests,
+        metrics: Arc<Metrics>,
+    ) {
+        let Some(own) = &self.own_files else {
+            return;
+        };
+        self.announce(own, &metrics);
+        let tls = Arc::clone(&self);
+        let reload = move |look| tls.reload_certificate(look, &metrics);
+        tokio::select! {
+            () = stop.draining() => {}
+            () = own.files.follow(requests, reload) => {}
+        }
+    }
+
+    /// Uses the new authorities; if the file cannot be used, the old ones stay.
+    fn reload_authorities(&self, look: FileLook) {
+        if !look.is_changed {
+            return;
+        }
+        let upstream = &self.upstream;
+        match reread(look.contents.into_file(), upstream) {
+            Ok(verifier) => self.replace(|parts| parts.verifier = verifier),
+            Err(failure) => {
+                error!(%upstream, error = %chain(&failure), "keeping the old authorities");
+            }
+        }
+    }
+
+    /// Uses the new pair; one that cannot be used, or that is not valid now, leaves the old in use.
+    fn reload_certificate(&self, look: FileLook, metrics: &Metrics) {
+        let Some(own) = self.own_files.as_ref().filter(|_| look.is_changed) else {
+            return;
+        };
+        let upstream = &self.upstream;
+        let parsed = ClientCertificate::parse(&own.names, look.contents);
+        match parsed.and_then(|certificate| certificate.valid_at(clock::unix_seconds())) {
+            Ok(certificate) => {
+                let subject = certificate.subject.clone();
+                self.replace(|parts| parts.certificate = Some(certificate));
+                info!(%upstream, subject, "the gate's certificate for the upstream was read again: \
+                    new connections show it, idle ones with the old are closed");
+                self.announce(own, metrics);
+            }
+            Err(failure) => {
+                error!(%upstream, error = %chain(&failure),
+                    "keeping the gate's old certificate for the upstream");
+            }
+        }
+    }
+
+    fn replace(&self, change: impl FnOnce(&mut TlsParts)) {
+        let mut parts = self.parts.lock();
+        change(&mut parts);
+        let old = self.current.swap(Arc::new(parts.generation()));
+        old.retire.set();
+    }
+
+    /// Sets the expiry metric, and warns of a certificate that is not valid.
+    fn announce(&self, own: &OwnCertificateFiles, metrics: &Metrics) {
+        let Some(certificate) = self.certificate() else {
+            return;
+        };
+        let file = own.names.certificate.display().to_string();
+        let expiry = metrics.certificate_expiry.with_label_values(&[&file]);
+        expiry.set(certificate.not_after);
+        let dates = certificate.dates(clock::unix_seconds());
+        if !matches!(dates, CertificateDates::Valid { .. }) {
+            let upstream = &self.upstream;
+            warn!(%upstream, certificate = file, "the gate's certificate for the upstream {dates}");
+        }
+    }
+}
+
+impl TlsParts {
+    /// With a session store of its own: a session of another generation is not resumed.
+    fn generation(&self) -> TlsGeneration {
+        let offered = Arc::new(OfferedCertificate::new(self.certificate.clone()));
+        let resolver = Arc::clone(&offered);
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc-rs speaks the default versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&self.verifier))
+            .with_client_cert_resolver(resolver);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        TlsGeneration {
+            config: Arc::new(config),
+            offered,
+            retire: RetireFlag::default(),
+        }
+    }
+}
