@@ -311,7 +311,7 @@ async fn a_pair_that_cannot_be_used_leaves_the_old_in_use() {
 }
 
 #[tokio::test]
-async fn changed_authorities_end_the_connections_that_the_old_ones_trusted() {
+async fn changed_authorities_judge_new_connections_and_leave_the_others() {
     let (identity, other) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
     let webapp = identity.serve().await;
     let mut setup = super::trust::setup(&webapp, Trust::PublicAuthorities);
@@ -319,9 +319,20 @@ async fn changed_authorities_end_the_connections_that_the_old_ones_trusted() {
     setup.settings.trust = Trust::Authorities(path);
     let connections = connections(&setup);
     assert_eq!(shown(&connections).await.unwrap(), "hi");
+    let tls = || connections.upstream().dialer.tls().unwrap();
+    let first = tls().current();
     setup.folder.write("ca.pem", &other.authority);
-    eventually("the connection is closed", || webapp.ended() == 1).await;
-    assert!(shown(&connections).await.unwrap_err().contains("ca.pem"));
+    eventually("the new authorities", || {
+        !Arc::ptr_eq(&first, &tls().current())
+    })
+    .await;
+    sleep(Duration::from_millis(1500)).await; // the sweep of idle connections
+    assert_eq!(webapp.ended(), 0);
+    assert_eq!(shown(&connections).await.unwrap(), "hi");
+    let request = outbound(Request::new(Empty::new()));
+    let timeout = ResponseTimeout::within(TEST_TIMEOUT);
+    let failure = connections.send_fresh(request, timeout).await.unwrap_err();
+    assert!(chain(&failure).contains("ca.pem"));
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! TLS toward one upstream: whom the gate trusts and which certificate it shows. Both follow their
-//! files; a change retires the connections made before.
+//! files. Another certificate retires the connections made before; other authorities judge new ones.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(in crate::upstream) struct UpstreamTls {
 pub(in crate::upstream) struct TlsGeneration {
     pub(in crate::upstream) config: Arc<ClientConfig>,
     pub(in crate::upstream) offered: Arc<OfferedCertificate>,
-    /// Set when another generation takes its place.
+    /// Set when another certificate of the gate takes the place of this one.
     pub(in crate::upstream) retire: RetireFlag,
 }
 
@@ -49,6 +49,8 @@ pub(in crate::upstream) struct TlsGeneration {
 struct TlsParts {
     verifier: Arc<dyn ServerCertVerifier>,
     certificate: Option<ClientCertificate>,
+    /// Of the connections that have shown the certificate.
+    retire: RetireFlag,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl UpstreamTls {
         let parts = TlsParts {
             verifier: trust.verifier,
             certificate,
+            retire: RetireFlag::default(),
         };
         Ok(Self {
             current: ArcSwap::from_pointee(parts.generation()),
@@ -171,7 +174,10 @@ impl UpstreamTls {
         match parsed.and_then(|certificate| certificate.valid_at(clock::unix_seconds())) {
             Ok(certificate) => {
                 let subject = certificate.subject.clone();
-                self.replace(|parts| parts.certificate = Some(certificate));
+                self.replace(|parts| {
+                    parts.certificate = Some(certificate);
+                    std::mem::take(&mut parts.retire).set();
+                });
                 info!(%upstream, subject, "the gate's certificate for the upstream was read again: \
                     new connections show it, idle ones with the old are closed");
                 self.announce(own, metrics);
@@ -186,8 +192,7 @@ impl UpstreamTls {
     fn replace(&self, change: impl FnOnce(&mut TlsParts)) {
         let mut parts = self.parts.lock();
         change(&mut parts);
-        let old = self.current.swap(Arc::new(parts.generation()));
-        old.retire.set();
+        self.current.store(Arc::new(parts.generation()));
     }
 
     /// Sets the expiry metric, and warns of a certificate that is not valid.
@@ -221,7 +226,7 @@ impl TlsParts {
         TlsGeneration {
             config: Arc::new(config),
             offered,
-            retire: RetireFlag::default(),
+            retire: self.retire.clone(),
         }
     }
 }
