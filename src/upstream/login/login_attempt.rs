@@ -1,5 +1,6 @@
 //! One login of this gateway: whether it is allowed now, its outcome, and when the next one is due.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -25,6 +26,10 @@ const UNREADABLE_PAUSE: Duration = Duration::from_secs(60);
 impl Renewer {
     /// Logs in if that is allowed now, and handles the outcome.
     pub(in crate::upstream) async fn attempt(&mut self, cause: LoginCause) -> NextAttempt {
+        let slot = tokio::select! {
+            slot = self.slots.next() => slot,
+            () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
+        };
         let wait = lock(&self.budget).wait(cause, Instant::now());
         if let Some(left) = wait {
             if self.is_news(LoginFailure::Budget) {
@@ -42,9 +47,12 @@ impl Renewer {
         lock(&self.budget).spend(Instant::now());
         self.phase.send_replace(RenewerPhase::LoggingIn);
         let began = self.session.now();
-        let outcome = tokio::select! {
-            outcome = self.obtain(&plan, &password) => outcome,
-            () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
+        let outcome = {
+            let login = pin!(self.obtain(&plan, &password));
+            tokio::select! {
+                outcome = slot.hold_for(login) => outcome,
+                () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
+            }
         };
         match outcome {
             Ok(proven) => {

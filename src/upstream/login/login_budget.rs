@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::judgement::LoginCause;
+use super::login_slots::UpstreamLoginSlots;
 use crate::backoff::Backoff;
 use crate::config;
 use crate::sync::lock;
@@ -95,7 +96,11 @@ pub(super) fn max_for_refusals(per_hour: u32) -> u32 {
 /// user at the same address share one. They survive reloads, also those that change the address and
 /// back, or that remove an upstream and add it again.
 #[derive(Debug, Default)]
-pub struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>);
+pub struct LoginBudgets {
+    accounts: Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>,
+    /// Of all accounts.
+    pub(super) slots: UpstreamLoginSlots,
+}
 
 impl LoginBudgets {
     pub(in crate::upstream) fn of(
@@ -105,7 +110,7 @@ impl LoginBudgets {
     ) -> Arc<Mutex<LoginBudget>> {
         let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
         let fresh = || Arc::new(Mutex::new(LoginBudget::new(least, per_hour)));
-        let mut budgets = lock(&self.0);
+        let mut budgets = lock(&self.accounts);
         let budget = budgets.entry(identity.to_owned()).or_insert_with(fresh);
         lock(budget).resize(least, per_hour);
         Arc::clone(budget)

@@ -9,6 +9,7 @@ pub(super) mod lease;
 pub(super) mod lease_store;
 mod login_attempt;
 pub(super) mod login_budget;
+pub(super) mod login_slots;
 pub(super) mod plan;
 pub(super) mod proof;
 pub(super) mod renewer;

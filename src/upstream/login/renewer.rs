@@ -16,6 +16,7 @@ use super::judgement::{LeasePlacement, LeaseSuspicion, LoginCause};
 use super::lease::Lease;
 use super::lease_store::LeaseBinding;
 use super::login_budget::{LoginBudget, renew_after};
+use super::login_slots::UpstreamLoginSlots;
 use super::plan::LoginPlan;
 use super::session::Session;
 use super::session_control::LeaseOrigin;
@@ -38,6 +39,7 @@ pub(in crate::upstream) struct Renewer {
     /// How to log in; replaced by a reload.
     pub(in crate::upstream) plan: watch::Receiver<Arc<LoginPlan>>,
     pub(in crate::upstream) budget: Arc<Mutex<LoginBudget>>,
+    pub(in crate::upstream) slots: UpstreamLoginSlots,
     /// Failed logins in a row.
     pub(in crate::upstream) failures: u32,
     /// Consecutive tokens that no request has accepted.

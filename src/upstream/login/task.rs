@@ -102,6 +102,7 @@ impl LoginTask {
             phase,
             plan: followed,
             budget,
+            slots: scope.budgets.slots.clone(),
             failures: 0,
             unaccepted: 0,
             not_before: None,

@@ -14,6 +14,7 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 use crate::upstream::login::login_budget::LoginBudget;
+use crate::upstream::login::login_slots::UpstreamLoginSlots;
 use crate::upstream::login::plan::LoginPlan;
 use crate::upstream::login::renewer::Renewer;
 use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};
@@ -69,6 +70,7 @@ impl Gate {
             phase,
             plan: followed,
             budget: Arc::new(parking_lot::Mutex::new(budget)),
+            slots: UpstreamLoginSlots::default(),
             failures: 0,
             unaccepted: 0,
             not_before: None,
