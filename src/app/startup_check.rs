@@ -1,6 +1,7 @@
 //! `tollgate check`: whether a start could use the configuration, and with `--connect` whether the
 //! upstream and the store can be reached. Nothing is bound, nothing is changed.
 
+use futures_util::stream::{self, StreamExt as _};
 use tokio::runtime::Handle;
 
 use super::prepare::{self, PreparedParts};
@@ -12,6 +13,9 @@ use crate::metrics::Metrics;
 use crate::store::shared::{self, EvictionFound};
 use crate::store::{self, StoreLook};
 use crate::upstream::{CertificateDates, ProbeTrust, UpstreamMaterials, UpstreamTrial};
+
+/// Upstreams that are tried at the same time: one that hangs takes its time alone.
+const AT_ONCE: usize = 16;
 
 /// The result of one check, in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +83,7 @@ pub fn check(config: &Config) -> Vec<CheckResult> {
 pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     let mut found = Vec::new();
     let scope = TaskScope::new(Handle::current());
-    check_upstreams(config, &scope, &mut found).await;
+    found.extend(check_upstreams(config, &scope).await);
     if let StorePlace::Shared(settings) = &config.store.place {
         found.push(check_store(settings).await);
     }
@@ -117,28 +121,34 @@ async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
     }
 }
 
-async fn check_upstreams(config: &Config, scope: &TaskScope, found: &mut Vec<CheckResult>) {
+/// The results in the order of the upstreams.
+async fn check_upstreams(config: &Config, scope: &TaskScope) -> Vec<CheckResult> {
     let metrics = Metrics::new();
     // `check` has reported all other problems before.
     let Ok(PreparedParts { upstreams, .. }) = prepare::prepare(config, None, &metrics) else {
-        for settings in &config.upstreams {
+        let untried = |settings: &config::UpstreamConfig| {
             let key = format!("upstream.{}", settings.name);
             let reason = "was not tried: the first start makes files that it needs";
-            found.push(CheckResult::odd(&key, reason, ""));
-        }
-        return;
+            CheckResult::odd(&key, reason, "")
+        };
+        return config.upstreams.iter().map(untried).collect();
     };
-    for (settings, materials) in config.upstreams.iter().zip(upstreams) {
-        let trial = UpstreamTrial::new(settings, materials, scope, &metrics);
-        check_upstream(settings, &trial, found).await;
-    }
+    let (metrics, settings) = (&metrics, config.upstreams.iter());
+    let checks = settings
+        .zip(upstreams)
+        .map(|(settings, materials)| async move {
+            let trial = UpstreamTrial::new(settings, materials, scope, metrics);
+            check_upstream(settings, &trial).await
+        });
+    let found: Vec<_> = stream::iter(checks).buffered(AT_ONCE).collect().await;
+    found.into_iter().flatten().collect()
 }
 
 async fn check_upstream(
     settings: &config::UpstreamConfig,
     trial: &UpstreamTrial,
-    found: &mut Vec<CheckResult>,
-) {
+) -> Vec<CheckResult> {
+    let mut found = Vec::new();
     let section = format!("upstream.{}", settings.name);
     let url = format!("{section}.url");
     let base = &settings.base;
@@ -157,7 +167,7 @@ async fn check_upstream(
         }
         Err(error) => {
             let key = format!("{section}.{}", error.key());
-            return found.push(CheckResult::wrong(&key, chain(&error)));
+            return vec![CheckResult::wrong(&key, chain(&error))];
         }
     }
     if let Some(login) = &settings.login {
@@ -170,6 +180,7 @@ async fn check_upstream(
             "name a path that only good tokens open",
         ));
     }
+    found
 }
 
 async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> CheckResult {

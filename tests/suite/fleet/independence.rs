@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tollgate::metrics::ReloadResult;
 
 use super::{LOGIN, config};
 use crate::harness::login_upstream::{KEY, LoginReply, LoginUpstream};
+use crate::harness::program::binary;
 use crate::harness::{Client, Gateway, eventually, secret};
 
 const NOT_REQUIRED: &str = "required = false";
@@ -312,4 +314,36 @@ async fn two_passwords_for_one_user_at_one_address_are_refused() {
     })
     .await;
     gate.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tries_the_upstreams_at_the_same_time_and_prints_them_in_order() {
+    const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+    let mut fleet = Fleet::default();
+    for name in NAMES {
+        let url = format!("http://{}", silent().await);
+        fleet = fleet.with(name, name, &url, NOT_REQUIRED);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    secret(&folder.path().join("webapp-password"), "Webapp-Passw0rd!");
+    let file = folder.path().join("config.toml");
+    let lines = fleet.text();
+    let lines = lines.lines().filter(|line| !line.starts_with("tls = "));
+    std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let mut check = Command::new(binary());
+    check.args(["check", "--connect", "--config"]).arg(&file);
+    let begin = Instant::now();
+    let output = tokio::task::spawn_blocking(move || check.output().unwrap());
+    let output = output.await.unwrap();
+    let time = begin.elapsed();
+    assert!(
+        time < Duration::from_secs(4),
+        "one after the other: {time:?}"
+    );
+    let text = String::from_utf8(output.stderr).unwrap();
+    let found = NAMES.map(|name| text.find(&format!("upstream.{name}.login")));
+    assert!(
+        found.iter().all(Option::is_some) && found.is_sorted(),
+        "{text}"
+    );
 }
