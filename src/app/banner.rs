@@ -75,13 +75,17 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminSt
         };
         let _ = writeln!(text, "  gate      {scheme}://{}", for_people(*address));
     }
+    let emulators: Vec<_> = config
+        .emulator
+        .iter()
+        .flat_map(config::Emulator::each)
+        .collect();
     for upstream in &config.upstreams {
         let mut behind = upstream.base.to_string();
         if config.upstreams.len() > 1 {
             behind = format!("{}, {behind}", upstream.name);
         }
-        let emulator = config.emulator.as_ref();
-        let emulator = emulator.filter(|emulator| {
+        let emulator = emulators.iter().find(|emulator| {
             config.upstreams.len() == 1 || emulator.address.port() == upstream.base.port
         });
         let _ = match emulator {

@@ -1,4 +1,4 @@
-//! The first run: development certificates and the emulator in this process.
+//! The first run: development certificates and the emulated services in this process.
 
 use tracing::info;
 
@@ -16,12 +16,16 @@ pub(super) fn make_certificates(settings: &config::Emulator) -> Result<(), Error
     Ok(())
 }
 
+/// As many as the settings say.
 pub(super) async fn start(
     settings: &config::Emulator,
     scope: &TaskScope,
-) -> Result<Emulator, Error> {
-    let settings = Settings::open(settings).map_err(Error::Emulator)?;
-    Emulator::start(settings, scope)
-        .await
-        .map_err(Error::Emulator)
+) -> Result<Vec<Emulator>, Error> {
+    let mut running = Vec::new();
+    for one in settings.each() {
+        let settings = Settings::open(&one).map_err(Error::Emulator)?;
+        let emulator = Emulator::start(settings, scope).await;
+        running.push(emulator.map_err(Error::Emulator)?);
+    }
+    Ok(running)
 }

@@ -160,8 +160,9 @@ pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
         let signals = ProcessSignals::open().map_err(Error::Signals)?;
         scope.spawn("signals", signals.follow(steering.clone()));
         super::demo::make_certificates(settings)?;
-        let emulator = super::demo::start(settings, &scope).await?;
-        banner::emulator(settings, &emulator);
+        for emulator in super::demo::start(settings, &scope).await? {
+            banner::emulator(settings, &emulator);
+        }
         steering.quit.cancelled().await;
         scope.stop.abort();
         Ok(())

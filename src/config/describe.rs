@@ -136,10 +136,14 @@ impl Config {
             let (address, control) = (emulator.address, emulator.control);
             let life = DurationText(emulator.token_lifetime);
             let folder = emulator.folder.display();
+            let count = match emulator.count {
+                1 => String::new(),
+                count => format!("{count} of them, ports two apart from "),
+            };
             page.row(
                 "emulator",
                 format!(
-                    "https://{address}, control {control}, files in {folder}, tokens live {life}"
+                    "{count}https://{address}, control {control}, files in {folder}, tokens live {life}"
                 ),
             );
         }

@@ -354,12 +354,35 @@ pub enum LogFormat {
     Text,
 }
 
-/// The emulated service in this process, for the first run. Never for production.
+/// The emulated services in this process, for the first run. Never for production.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Emulator {
+    /// How many; `each` has the ports of the others.
+    pub count: u16,
+    /// Of the first.
     pub address: SocketAddr,
+    /// Of the first.
     pub control: SocketAddr,
     /// Development certificates and the emulated service's password are made here.
     pub folder: PathBuf,
     pub token_lifetime: Duration,
+}
+
+impl Emulator {
+    /// Each emulated service: the ports of each are two above those of the one before.
+    pub fn each(&self) -> impl Iterator<Item = Self> {
+        let above = |address: SocketAddr, index: u16| {
+            let port = match address.port() {
+                0 => 0, // any free one
+                port => port.saturating_add(2 * index),
+            };
+            SocketAddr::new(address.ip(), port)
+        };
+        (0..self.count).map(move |index| Self {
+            count: 1,
+            address: above(self.address, index),
+            control: above(self.control, index),
+            ..self.clone()
+        })
+    }
 }

@@ -68,6 +68,7 @@ async fn the_emulator_runs_with_the_created_files() {
     certificates::make(parent.path()).unwrap();
     let any = Settings::for_tests();
     let settings = Settings::open(&config::Emulator {
+        count: 1,
         address: any.address,
         control: any.control,
         folder: parent.path().to_owned(),

@@ -1,6 +1,7 @@
 //! One gate in front of several upstreams: which of them a request reaches, and that none of them
 //! concerns the others.
 
+mod emulated;
 mod independence;
 mod relayed_users;
 mod routing;
