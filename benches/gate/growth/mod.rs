@@ -1,9 +1,10 @@
-//! How cost grows: with connections, tokens, routes, limiter keys and cores. Whole-gate
+//! How cost grows: with connections, tokens, routes, limiter keys, cores and upstreams. Whole-gate
 //! rows are the CPU time of the gate's process from /proc, divided by the requests
 //! answered; the rest is the library's own functions, timed.
 
 mod inside;
 mod plot;
+mod upstreams;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,18 @@ const AXES: &[Axis] = &[
         size: "workers",
         columns: &["CPU µs per request", "requests a second"],
         points: cores,
+    },
+    Axis {
+        name: "upstreams",
+        title: "Upstreams (told apart by host, each logged in, all idle but one; one worker)",
+        size: "upstreams",
+        columns: &[
+            "seconds until all are logged in",
+            "KiB per idle upstream",
+            "CPU µs per request",
+            "ms of a reload that changes one",
+        ],
+        points: upstreams::upstreams,
     },
 ];
 

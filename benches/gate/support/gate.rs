@@ -24,6 +24,8 @@ pub(crate) struct Setup {
     pub(crate) upstream: String,
     /// Lines of `[[listener]]`.
     pub(crate) listener: String,
+    /// Further sections.
+    pub(crate) more: String,
     /// Beside the configuration.
     pub(crate) files: Vec<(&'static str, String)>,
     pub(crate) tls: bool,
@@ -41,6 +43,7 @@ impl Default for Setup {
         Self {
             upstream: String::new(),
             listener: String::new(),
+            more: String::new(),
             files: Vec::new(),
             tls: false,
             workers: 1,
@@ -233,9 +236,12 @@ rate = "1000000/s burst 1000000"
 [drain]
 wait = "0s"
 deadline = "20s"
+
+{more}
 "#,
         workers = setup.workers,
         upstream = setup.upstream,
         listener = setup.listener,
+        more = setup.more,
     )
 }
