@@ -159,24 +159,37 @@ fn login(admin: Option<&FirstAdminStatus>, settings: Option<&config::FirstAdmin>
 struct ExamplePaths {
     login: String,
     secured: String,
+    /// A host that their routes take; None: any.
+    host: Option<String>,
 }
 
 /// None: no route leads to a login, or no path is known that takes a token.
 fn example_paths(config: &Config) -> Option<ExamplePaths> {
-    let is_login = |route: &&Arc<Route>| route.target == Target::UsersNode(UsersCall::Login);
+    let upstream = config.users_upstream();
+    let is_login = |route: &&Arc<Route>| {
+        route.target == Target::UsersNode(UsersCall::Login) && route.upstream == upstream.name
+    };
     let login = config.routes.iter().find(is_login)?;
+    let prefix = login.strip_prefix.as_ref();
+    let prefix = prefix.map_or_else(String::new, ToString::to_string);
     Some(ExamplePaths {
         login: login.path.to_string(),
-        secured: config.users_upstream().probe.as_ref()?.to_string(),
+        secured: format!("{prefix}{}", upstream.probe.as_ref()?),
+        host: login.hosts.first().map(|host| host.replacen('*', "any", 1)),
     })
 }
 
 /// Two lines to paste: a login, a secured call.
 fn try_it(ca: &str, gate: &str, login: &PastedLogin, paths: ExamplePaths) -> String {
     let PastedLogin { user, remark } = login;
-    let ExamplePaths { login, secured } = paths;
+    let ExamplePaths {
+        login,
+        secured,
+        host,
+    } = paths;
+    let host = host.map_or_else(String::new, |host| format!("-H 'Host: {host}' "));
     format!(
-        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}{login} | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}{secured}\n"
+        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} {host}-u {user} -X POST {gate}{login} | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} {host}-H \"Authorization: Bearer $TOKEN\" {gate}{secured}\n"
     )
 }
 

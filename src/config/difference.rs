@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Config, Route, UpstreamConfig};
+use super::{Config, DirectoryKind, Route, UpstreamConfig};
 
 /// One changed section or key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +62,8 @@ impl Config {
         users.directory = self.users.directory;
         users.hashing_slots = self.users.hashing_slots;
         found.note("users", self.users != users, true);
-        let users_upstream = self.users_upstream().name != new.users_upstream().name;
+        let users_upstream = new.users.directory == DirectoryKind::Upstream
+            && self.users_upstream().name != new.users_upstream().name;
         found.note("users.upstream", users_upstream, true);
         found.by_name("api_key", &self.api_keys, &new.api_keys, |key| &key.name);
         self.routes(new, found);

@@ -85,6 +85,17 @@ fn a_first_run_can_show_a_fleet_of_emulated_webapps() {
         let switches = format!("http://127.0.0.1:{}", port + 1);
         assert!(line.contains(&switches), "{line}");
     }
+    let lines = program.lines();
+    let pasted = lines.iter().map(|line| line.trim());
+    let pasted: Vec<&str> = pasted
+        .filter(|line| line.starts_with("curl ") || line.starts_with("TOKEN="))
+        .collect();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &pasted.join("\n")]);
+    let output = shell.current_dir(folder.path()).output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    assert!(output.contains("gateway_status"), "{pasted:#?}\n{output}");
+
     let login = |host: &str| {
         let user = format!("admin:{PASSWORD}");
         let words = ["-u", &user, "-X", "POST", "-H", &format!("Host: {host}")];

@@ -15,15 +15,16 @@ pub(super) fn host(value: &ConfigValue<'_>) -> Option<String> {
     }
     let name = host.strip_prefix("*.").unwrap_or(&host);
     let letter = |letter: u8| letter.is_ascii_alphanumeric() || b"-._:[]".contains(&letter);
-    let good = !name.starts_with('.') && name.bytes().all(letter);
+    let has_empty_label = name.split('.').any(str::is_empty);
+    let good = !has_empty_label && name.bytes().all(letter);
     // `*.example.org:8443` or `example.org:8443`; an IPv6 address keeps its brackets.
     let has_port = name
         .rsplit_once(':')
         .is_some_and(|(name, _)| !name.contains('['));
     if !good || has_port || name.is_empty() {
         value.complain(
-            "must be a host name without port",
-            "such as \"*.example.org\"",
+            "must be a host name in ASCII, without port",
+            "such as \"*.example.org\"; letters beyond ASCII as xn--",
         );
         return None;
     }
