@@ -81,10 +81,10 @@ const AXES: &[Axis] = &[
         title: "Upstreams (told apart by host, each logged in, all idle but one; one worker)",
         size: "upstreams",
         columns: &[
-            "seconds until all are logged in",
+            "s to the last login",
             "KiB per idle upstream",
             "CPU µs per request",
-            "ms of a reload that changes one",
+            "ms to reload one",
         ],
         points: upstreams::upstreams,
     },
