@@ -50,7 +50,7 @@ impl Renewer {
         let outcome = {
             let login = pin!(self.obtain(&plan, &password));
             tokio::select! {
-                outcome = slot.hold_for(login) => outcome,
+                outcome = slot.hold_during(login) => outcome,
                 () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
             }
         };

@@ -41,7 +41,7 @@ impl UpstreamLoginSlots {
 
 impl UpstreamLoginSlot {
     /// Logs in, and keeps the slot until the end, or for `MAX_TIME`.
-    pub(super) async fn hold_for<F: Future>(self, mut login: Pin<&mut F>) -> F::Output {
+    pub(super) async fn hold_during<F: Future>(self, mut login: Pin<&mut F>) -> F::Output {
         if let Ok(outcome) = timeout(MAX_TIME, login.as_mut()).await {
             return outcome;
         }
@@ -68,7 +68,7 @@ mod tests {
             let slot = slots.next().await;
             running.set(running.get() + 1);
             max.set(max.get().max(running.get()));
-            slot.hold_for(pin!(sleep(each))).await;
+            slot.hold_during(pin!(sleep(each))).await;
             running.set(running.get() - 1);
         };
         join_all((0..count).map(|_| one())).await;
@@ -84,13 +84,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn logins_that_hang_pass_their_turn_on() {
+    async fn logins_that_hang_pass_their_slot_on() {
         let slots = UpstreamLoginSlots::default();
         let hanging = log_in(&slots, MAX_AT_ONCE, Duration::from_secs(30));
         let other = async {
             sleep(Duration::from_millis(10)).await;
             let begin = Instant::now();
-            slots.next().await.hold_for(pin!(async {})).await;
+            slots.next().await.hold_during(pin!(async {})).await;
             begin.elapsed()
         };
         let (_, waited) = tokio::join!(hanging, other);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_that_is_given_up_costs_no_turn() {
+    async fn a_wait_that_is_given_up_costs_no_slot() {
         let slots = UpstreamLoginSlots::default();
         let held = join_all((0..MAX_AT_ONCE).map(|_| slots.next())).await;
         let brief = Duration::from_millis(1);
