@@ -160,7 +160,7 @@ pub(super) fn admit(
     Err(refusal)
 }
 
-async fn body<B>(request: Request<B>) -> Result<Bytes, AdminCallRejection>
+pub(super) async fn body<B>(request: Request<B>) -> Result<Bytes, AdminCallRejection>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {

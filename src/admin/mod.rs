@@ -1,14 +1,16 @@
-//! The operator's listener: health, readiness, metrics (`status_pages`), API keys (`key_admin`) and
-//! users (`user_admin`), over plain HTTP on an address of its own. It runs on the control runtime,
+//! The operator's listener: health, readiness, metrics (`status_pages`), API keys (`key_admin`),
+//! users (`user_admin`) and endpoints (`endpoint_admin`), over plain HTTP on an address of its own. It runs on the control runtime,
 //! apart from clients' requests, so that it responds when they cannot, and during the drain. Start
 //! at `serve`.
 
+mod endpoint_admin;
 mod key_admin;
 mod status_pages;
 #[cfg(test)]
 mod tests;
 mod user_admin;
 
+pub use endpoint_admin::EndpointAdmin;
 pub use key_admin::KeyAdmin;
 pub use user_admin::UserAdmin;
 
@@ -110,6 +112,7 @@ pub struct AdminParts {
     pub notes: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     pub keys: KeyAdmin,
     pub users: UserAdmin,
+    pub endpoints: EndpointAdmin,
 }
 
 impl fmt::Debug for AdminParts {
@@ -170,13 +173,18 @@ async fn connection(
             let path = request.uri().path();
             let is_of_keys = key_admin::is_key_path(path);
             let is_of_users = user_admin::is_user_path(path);
+            let is_of_endpoints = endpoint_admin::is_endpoint_path(path);
             let response = match state.parts.get() {
                 Some(parts) if is_of_keys => key_admin::respond(request, &parts.keys).await,
                 Some(parts) if is_of_users => {
                     let token = (parts.keys.token)();
                     user_admin::respond(request, &parts.users, token.as_ref(), peer).await
                 }
-                None if is_of_keys || is_of_users => status_pages::starting(),
+                Some(parts) if is_of_endpoints => {
+                    let token = (parts.keys.token)();
+                    endpoint_admin::respond(request, &parts.endpoints, token.as_ref()).await
+                }
+                None if is_of_keys || is_of_users || is_of_endpoints => status_pages::starting(),
                 _ => status_pages::respond(&request, &state, is_draining),
             };
             Ok::<_, Infallible>(response)

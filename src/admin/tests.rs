@@ -44,6 +44,9 @@ impl Operator {
                     Metrics::new(),
                 ),
             },
+            endpoints: EndpointAdmin {
+                upstreams: Arc::new(Vec::new),
+            },
         };
         let state = AdminState::new(Metrics::new());
         state.open(parts);

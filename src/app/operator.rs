@@ -19,6 +19,7 @@ impl ControlParts {
                 users: self.shared.users.clone(),
                 tokens: Arc::clone(&self.shared.tokens),
             },
+            endpoints: self.endpoints(),
         }
     }
 
@@ -34,6 +35,19 @@ impl ControlParts {
                 let live = shared.live.load();
                 let keys = live.config.api_keys.iter();
                 keys.map(|key| live.keys.listed(key)).collect()
+            }),
+        }
+    }
+
+    fn endpoints(&self) -> admin::EndpointAdmin {
+        let shared = Arc::clone(&self.shared);
+        admin::EndpointAdmin {
+            upstreams: Arc::new(move || {
+                let live = shared.live.load();
+                let upstreams = live.upstreams.iter();
+                upstreams
+                    .map(|upstream| Arc::clone(upstream.endpoints()))
+                    .collect()
             }),
         }
     }
@@ -92,6 +106,11 @@ impl ControlParts {
                 .into_iter()
                 .flatten()
                 .chain(keys)
+                .chain(
+                    live.upstreams
+                        .iter()
+                        .flat_map(|upstream| upstream.endpoints().notes()),
+                )
                 .chain(unready_upstreams(&live, false))
                 .chain(pending.notes())
                 .collect();
@@ -112,7 +131,7 @@ fn unready_upstreams(live: &LiveRules, required: bool) -> Vec<String> {
 
 /// Why the next request to this upstream would fail.
 fn unready(upstream: &Upstream, is_named: bool) -> impl Iterator<Item = String> {
-    let outage = upstream.health().outage();
+    let outage = upstream.endpoints().outage();
     let session = upstream.session();
     let no_login = session.filter(|session| !session.is_ready());
     let outage = outage.map(|outage| outage.to_string());

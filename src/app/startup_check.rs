@@ -12,7 +12,9 @@ use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::{self, EvictionFound};
 use crate::store::{self, StoreLook};
-use crate::upstream::{CertificateDates, ProbeTrust, UpstreamMaterials, UpstreamTrial};
+use crate::upstream::{
+    CertificateDates, ProbeTrust, ReachedEndpoint, UpstreamMaterials, UpstreamTrial,
+};
 
 /// Upstreams that are tried at the same time: one that hangs takes its time alone.
 const AT_ONCE: usize = 16;
@@ -138,10 +140,29 @@ async fn check_upstreams(config: &Config, scope: &TaskScope) -> Vec<CheckResult>
         .zip(upstreams)
         .map(|(settings, materials)| async move {
             let trial = UpstreamTrial::new(settings, materials, scope, metrics);
-            check_upstream(settings, &trial).await
+            match trial.await {
+                Ok(trial) => check_upstream(settings, &trial).await,
+                Err(error) => {
+                    let key = format!("upstream.{}.{}", settings.name, error.key());
+                    vec![CheckResult::wrong(&key, chain(&error))]
+                }
+            }
         });
     let found: Vec<_> = stream::iter(checks).buffered(AT_ONCE).collect().await;
     found.into_iter().flatten().collect()
+}
+
+/// That an endpoint can be reached, and how.
+fn in_words(settings: &config::UpstreamConfig, endpoint: &str) -> String {
+    let trusted = match settings.base.tls {
+        true => ", its certificate is trusted",
+        false => "",
+    };
+    let through = match &settings.proxy {
+        Some(proxy) => format!(" through proxy {proxy}"),
+        None => String::new(),
+    };
+    format!("{endpoint} is there{through}{trusted}")
 }
 
 async fn check_upstream(
@@ -150,25 +171,35 @@ async fn check_upstream(
 ) -> Vec<CheckResult> {
     let mut found = Vec::new();
     let section = format!("upstream.{}", settings.name);
-    let url = format!("{section}.url");
-    let base = &settings.base;
-    match trial.reach().await {
-        Ok(()) => {
-            let trusted = match base.tls {
-                true => ", its certificate is trusted",
-                false => "",
-            };
-            let through = match &settings.proxy {
-                Some(proxy) => format!(" through proxy {proxy}"),
-                None => String::new(),
-            };
-            let text = format!("{base} is there{through}{trusted}");
-            found.push(CheckResult::good(&url, text));
-        }
-        Err(error) => {
-            let key = format!("{section}.{}", error.key());
-            return vec![CheckResult::wrong(&key, chain(&error))];
-        }
+    let key = match settings.more_endpoints.is_empty() {
+        true => format!("{section}.url"),
+        false => format!("{section}.endpoints"),
+    };
+    let reached = trial.reach().await;
+    let can_be_reached = reached.iter().any(|one| one.outcome.is_ok());
+    for ReachedEndpoint { endpoint, outcome } in reached {
+        let error = match outcome {
+            Ok(()) => {
+                found.push(CheckResult::good(&key, in_words(settings, &endpoint)));
+                continue;
+            }
+            Err(error) => error,
+        };
+        let key = match error.key() {
+            "url" => key.clone(),
+            other => format!("{section}.{other}"),
+        };
+        let text = match settings.has_endpoints() {
+            true => format!("{endpoint}: {}", chain(&error)),
+            false => chain(&error),
+        };
+        found.push(match can_be_reached {
+            true => CheckResult::odd(&key, &text, "the other endpoints get its requests"),
+            false => CheckResult::wrong(&key, text),
+        });
+    }
+    if !can_be_reached {
+        return found;
     }
     if let Some(login) = &settings.login {
         found.push(check_login(trial, login, &format!("{section}.login")).await);

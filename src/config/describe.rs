@@ -4,11 +4,11 @@ use std::fmt::{self, Write as _};
 
 use super::describe_routes::routes;
 use super::display::{DurationText, listed};
+use super::{AddressResolution, StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
 use super::{
     AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
     OnPasswordChange, ProxyLogin,
 };
-use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
@@ -177,6 +177,24 @@ fn describe_listener(listener: &Listener) -> String {
     }
 }
 
+fn describe_endpoints(page: &mut ConfigReport, upstream: &UpstreamConfig) {
+    for address in &upstream.more_endpoints {
+        page.row("", format!("and {address}"));
+    }
+    let policy = &upstream.endpoint_policy;
+    if policy.resolution == AddressResolution::All {
+        page.row("", "each address of its name is an endpoint".to_owned());
+    }
+    if let Some(check) = &policy.health_check {
+        let interval = DurationText(check.interval);
+        let what = match &check.path {
+            Some(path) => format!("GET {path}"),
+            None => "a connection".to_owned(),
+        };
+        page.row("", format!("health check: {what} every {interval}"));
+    }
+}
+
 fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     let mut text = format!("{}: {}", upstream.name, upstream.base);
     if upstream.base.tls {
@@ -193,6 +211,7 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
         let _ = write!(text, ", Host {host}");
     }
     page.row("upstream", text);
+    describe_endpoints(page, upstream);
     if let Some(proxy) = &upstream.proxy {
         let login = match &proxy.login {
             None => "without a login".to_owned(),

@@ -129,6 +129,14 @@ fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut Differe
         found.note(&format!("upstream.{}.{key}", new.name), differs, true);
     };
     note("url", old.base != new.base);
+    note("endpoints", old.more_endpoints != new.more_endpoints);
+    let (before, after) = (&old.endpoint_policy, &new.endpoint_policy);
+    note("resolve", before.resolution != after.resolution);
+    note("affinity", before.affinity != after.affinity);
+    note("health_check", before.health_check != after.health_check);
+    note("ejection", before.ejection != after.ejection);
+    note("slow_start", before.slow_start != after.slow_start);
+    note("retry_share", before.retry_share != after.retry_share);
     note("host", old.host != new.host);
     note(
         "trust",

@@ -6,6 +6,7 @@ mod describe;
 mod describe_routes;
 mod difference;
 mod display;
+mod endpoint_policy;
 mod file;
 mod path_prefix;
 mod pattern;
@@ -20,6 +21,10 @@ mod upstream_address;
 mod users_config;
 
 pub use difference::Difference;
+pub use endpoint_policy::{
+    AcceptedStatus, AddressResolution, EjectionRules, EndpointAffinity, EndpointPolicy,
+    HealthCheckRules,
+};
 pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use path_prefix::PathPrefix;
@@ -131,7 +136,11 @@ pub struct Operator {
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     pub name: Arc<str>,
+    /// With several endpoints, the first.
     pub base: BaseAddress,
+    /// The other endpoints.
+    pub more_endpoints: Vec<BaseAddress>,
+    pub endpoint_policy: EndpointPolicy,
     /// The `Host` of requests, when it is not the address's own.
     pub host: Option<String>,
     pub trust: Trust,
@@ -170,9 +179,21 @@ pub struct UpstreamConfig {
 }
 
 impl UpstreamConfig {
+    /// The addresses in the file, at least one.
+    pub fn addresses(&self) -> impl Iterator<Item = &BaseAddress> {
+        std::iter::once(&self.base).chain(&self.more_endpoints)
+    }
+
+    /// Whether requests are spread over endpoints.
+    pub fn has_endpoints(&self) -> bool {
+        !self.more_endpoints.is_empty() || self.endpoint_policy.resolution == AddressResolution::All
+    }
+
     /// Whether connections to `other` are made in the same way.
     pub fn is_reached_like(&self, other: &Self) -> bool {
         self.base == other.base
+            && self.more_endpoints == other.more_endpoints
+            && self.endpoint_policy.resolution == other.endpoint_policy.resolution
             && self.trust == other.trust
             && self.server_name == other.server_name
             && self.client_certificate == other.client_certificate

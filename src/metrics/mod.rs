@@ -10,11 +10,13 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+mod endpoint;
 mod families;
 mod label;
 mod route_counts;
 mod upstream;
 
+pub use endpoint::EndpointMetrics;
 pub use label::{
     Blame, ClientLoginOutcome, ConnectResult, ConnectionEnd, CounterFamily, GaugeGuard, LabelSet,
     LimitOutcome, LoginOutcome, ProbeOutcome, Reason, ReloadResult, RetryReason, SentCredential,
@@ -23,6 +25,7 @@ pub use label::{
 pub use route_counts::RouteCounts;
 pub use upstream::UpstreamMetrics;
 
+use endpoint::EndpointFamilies;
 use families::{counter, family, gauge, gauges, histogram_by, plain_histogram, process_metrics};
 use upstream::UpstreamFamilies;
 
@@ -31,6 +34,7 @@ use upstream::UpstreamFamilies;
 pub struct Metrics {
     registry: Registry,
     upstreams: UpstreamFamilies,
+    endpoints: Arc<EndpointFamilies>,
     pub requests: IntCounterVec,
     pub request_seconds: HistogramVec,
     pub requests_in_flight: IntGauge,
@@ -248,6 +252,7 @@ impl Metrics {
             ),
             ready: gauge(r, "tollgate_ready", "1 while /readyz reports ready."),
             upstreams: UpstreamFamilies::new(r),
+            endpoints: EndpointFamilies::new(r),
             registry,
         };
         metrics.config_is_current.set(1);
@@ -268,6 +273,16 @@ impl Metrics {
     /// path: an upstream keeps them.
     pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
         self.upstreams.of(name)
+    }
+
+    /// The metrics of one endpoint of an upstream that has several.
+    pub fn endpoint(&self, upstream: &str, endpoint: &str) -> Arc<EndpointMetrics> {
+        self.endpoints.of(upstream, endpoint)
+    }
+
+    /// The look-ups of the name of an upstream's endpoints that have ended so.
+    pub fn endpoint_look_ups(&self, upstream: &str, outcome: ProbeOutcome) -> IntCounter {
+        self.endpoints.look_ups(upstream, outcome)
     }
 
     /// All families in the Prometheus text format.

@@ -1,4 +1,4 @@
-//! Sends the gateway's own probes to an upstream after a failure: a connection and a small request,
+//! Sends the gateway's own probes to an endpoint after a failure: a connection and a small request,
 //! on the control runtime, so that no client request is spent on it.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use super::endpoints::Endpoint;
 use super::health::breaker::FailureSource;
 use super::own_requests::{CallError, OwnRequests};
 use crate::error_chain::chain;
@@ -22,22 +23,25 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// have died with the upstream.
 const AT_ONCE: usize = 6;
 
-/// Probes an upstream while its health is in doubt; one per upstream.
+/// Probes an endpoint while its health is in doubt; one per endpoint.
 #[derive(Debug)]
-pub(super) struct UpstreamProber {
+pub(super) struct EndpointProber {
     own: Arc<OwnRequests>,
+    endpoint: Arc<Endpoint>,
     metrics: Arc<UpstreamMetrics>,
     scope: TaskScope,
 }
 
-impl UpstreamProber {
+impl EndpointProber {
     pub(super) fn new(
         own: &Arc<OwnRequests>,
+        endpoint: &Arc<Endpoint>,
         scope: &TaskScope,
         metrics: &Arc<UpstreamMetrics>,
     ) -> Self {
         Self {
             own: Arc::clone(own),
+            endpoint: Arc::clone(endpoint),
             metrics: Arc::clone(metrics),
             scope: scope.clone(),
         }
@@ -46,7 +50,7 @@ impl UpstreamProber {
     /// Runs until drain.
     pub(super) async fn run(self) {
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        let health = Arc::clone(&self.own.health);
+        let health = Arc::clone(&self.endpoint.state.health);
         let mut levels = health.levels();
         let mut asked = 0;
         // The health was taken over at a reload, which may have corrected the connection settings.
@@ -69,15 +73,15 @@ impl UpstreamProber {
     }
 
     fn ask(&self, place: OwnedSemaphorePermit, nth: usize) {
-        let own = Arc::clone(&self.own);
+        let (own, endpoint) = (Arc::clone(&self.own), Arc::clone(&self.endpoint));
         let (metrics, stop) = (Arc::clone(&self.metrics), self.scope.stop.clone());
         self.scope.spawn("upstream probe", async move {
             let _place = place;
             let outcome = tokio::select! {
-                outcome = own.ask(nth) => outcome,
+                outcome = own.ask(&endpoint, nth) => outcome,
                 () = stop.draining() => return,
             };
-            let health = &own.health;
+            let health = &endpoint.state.health;
             match outcome {
                 Ok(()) => {
                     metrics.upstream_probes.add(ProbeOutcome::Succeeded);
@@ -110,11 +114,11 @@ impl OwnRequests {
         }
     }
 
-    async fn ask(&self, nth: usize) -> Result<(), CallError> {
+    async fn ask(&self, endpoint: &Endpoint, nth: usize) -> Result<(), CallError> {
         let dial_by = Instant::now() + MAX_WAIT;
         let limit = self.response_timeout.min(MAX_WAIT);
         let question = self.get(self.target(nth));
-        self.call(question, Some(dial_by), limit, async |_| ())
+        self.call_at(endpoint, question, Some(dial_by), limit, async |_| ())
             .await
     }
 }

@@ -3,30 +3,21 @@
 
 use std::sync::Arc;
 
-use http::HeaderValue;
-
 use super::api_key::api_key_of;
+use super::endpoints::{EndpointFactory, host};
 use super::login::lease::Lease;
-use super::transport::address_book::AddressBook;
-use super::transport::address_memory::AddressMemory;
-use super::transport::connect_proxy::ConnectProxy;
-use super::transport::dialer::Dialer;
 use super::transport::proxy_credentials::ProxyCredentials;
-use super::transport::tcp_dialer::TcpDialer;
 use super::transport::tls::client_certificate::CertificateDates;
 use super::transport::tls::trust::TrustError;
 use super::transport::tls::upstream_tls::UpstreamTls;
-use super::transport::unix_dialer::UnixDialer;
 use super::{BadApiKey, Error};
 use crate::config;
-use crate::dns::DnsResolver;
 use crate::lifecycle::TaskScope;
+use crate::metrics::Metrics;
 
 /// An upstream's address, trust and API key, read and checked.
 #[derive(Debug)]
 pub struct UpstreamMaterials {
-    /// The `Host` field of requests to it.
-    pub(super) host: HeaderValue,
     /// None: plain HTTP.
     tls: Option<UpstreamTls>,
     /// None: no proxy, or no login at it.
@@ -38,12 +29,13 @@ impl UpstreamMaterials {
     /// Reads the files that the settings name. All problems are added to `wrong`.
     pub fn read(settings: &config::UpstreamConfig, wrong: &mut Vec<Error>) -> Option<Self> {
         let mut told = |error: Error| wrong.push(error);
-        let host = host(settings).map_err(&mut told).ok();
+        for base in settings.addresses() {
+            host(settings, base).map_err(&mut told).ok()?;
+        }
         let tls = tls(settings).map_err(&mut told).ok();
         let proxy_login = proxy_login(settings).map_err(&mut told).ok();
         let api_key = api_key(settings).map_err(&mut told).ok();
         Some(Self {
-            host: host?,
             tls: tls?,
             proxy_login: proxy_login?,
             api_key: api_key?,
@@ -56,35 +48,20 @@ impl UpstreamMaterials {
         Some(certificate.dates(now))
     }
 
-    /// What opens connections, and the rest.
-    pub(super) fn dialer(
+    /// What makes the endpoints.
+    pub(super) fn endpoint_factory(
         &mut self,
         settings: &config::UpstreamConfig,
         scope: &TaskScope,
-    ) -> Dialer {
-        if let Some(path) = &settings.base.socket {
-            let limit = settings.connect_timeout;
-            return Dialer::Unix(UnixDialer::new(path.clone(), limit, &settings.name));
-        }
-        let login = self.proxy_login.take().map(Arc::new);
-        let proxy = settings.proxy.as_ref().map(|_| ConnectProxy {
-            target: settings.base.authority(),
-            login,
-            upstream: Arc::clone(&settings.name),
-        });
-        let (host, port) = match &settings.proxy {
-            None => (&settings.base.host, settings.base.port),
-            Some(proxy) => (&proxy.host, proxy.port),
-        };
-        Dialer::Tcp(TcpDialer {
-            port,
-            book: AddressBook::new(host, DnsResolver::of_this_host(), scope),
-            proxy: proxy.map(Arc::new),
-            memory: AddressMemory::default(),
+        metrics: &Arc<Metrics>,
+    ) -> EndpointFactory {
+        EndpointFactory {
+            settings: Arc::new(settings.clone()),
             tls: self.tls.take().map(Arc::new),
-            limit: settings.connect_timeout,
-            upstream: Arc::clone(&settings.name),
-        })
+            proxy_login: self.proxy_login.take().map(Arc::new),
+            metrics: Arc::clone(metrics),
+            scope: scope.clone(),
+        }
     }
 }
 
@@ -105,17 +82,6 @@ impl Error {
             },
         }
     }
-}
-
-fn host(settings: &config::UpstreamConfig) -> Result<HeaderValue, Error> {
-    let base = &settings.base;
-    let authority = base.authority();
-    let default_port = if base.tls { ":443" } else { ":80" };
-    let of_address = || authority.strip_suffix(default_port).unwrap_or(&authority);
-    let text = settings.host.as_deref().unwrap_or_else(of_address);
-    HeaderValue::from_str(text).map_err(|_| Error::Host {
-        upstream: Arc::clone(&settings.name),
-    })
 }
 
 fn tls(settings: &config::UpstreamConfig) -> Result<Option<UpstreamTls>, Error> {

@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 
-use crate::config::{self, BaseAddress};
+use crate::config::AddressResolution;
+use crate::dns::DnsResolver;
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::UpstreamMetrics;
 use crate::secret;
 use crate::shares::ShareKey;
 
 mod api_key;
+mod endpoints;
 mod fair_queue;
 mod health;
 mod health_prober;
@@ -36,7 +38,8 @@ mod transport;
 mod trial;
 
 pub use api_key::BadApiKey;
-pub use health::{UpstreamHealth, UpstreamOutage};
+pub use endpoints::{EndpointChoice, EndpointReport, EndpointSet};
+pub use health::UpstreamOutage;
 pub use login::call::LoginError;
 pub use login::description::{
     BadLoginResponse, BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection,
@@ -56,6 +59,7 @@ pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use transport::connect_proxy::{ProxyAnswer, ProxyError};
 pub use transport::connections::UpstreamConnections;
 pub use transport::dial_error::{DialError, SocketFault, WaitingFor};
+pub use transport::endpoint_lane::ChosenEndpoint;
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
@@ -67,14 +71,13 @@ pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::client_certificate::{CertificateDates, ClientCertificateError};
 pub use transport::tls::handshake::HandshakeError;
 pub use transport::tls::trust::TrustError;
-pub use trial::{TrialError, UpstreamTrial};
+pub use trial::{ReachedEndpoint, TrialError, UpstreamTrial};
 
 use api_key::UpstreamApiKey;
-use health_prober::UpstreamProber;
+use endpoints::{AddressDiscovery, EndpointFactory, EndpointTasks};
 use login::plan::LoginPlan;
 use login::task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;
-use transport::dialer::Dialer;
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -111,10 +114,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Upstream {
     pub name: Arc<str>,
-    pub base: BaseAddress,
-    /// The `Host` field of requests to it.
-    host: HeaderValue,
-    dialer: Arc<Dialer>,
+    endpoints: Arc<EndpointSet>,
     login: Option<Arc<LoginTask>>,
     /// The login plan that takes effect with `take_over`; None: it is in effect already.
     plan: Option<Arc<LoginPlan>>,
@@ -133,10 +133,10 @@ impl Upstream {
         let metrics = &opening.metrics.upstream(&settings.name);
         let scope = opening.scope.child();
         let mut materials = opening.materials()?;
-        let host = materials.host.clone();
-        let dialer = Arc::new(materials.dialer(settings, &scope));
+        let factory = materials.endpoint_factory(settings, &scope, opening.metrics);
         let api_key = materials.api_key;
-        let own = Arc::new(opening.own_requests(&host, &dialer, metrics));
+        let endpoints = opening.endpoints(&factory)?;
+        let own = Arc::new(opening.own_requests(&endpoints));
         let description = &settings.login_description;
         let injection = description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
@@ -155,9 +155,7 @@ impl Upstream {
         let (login, plan) = login.map_or((None, None), |login| (Some(login.task), login.plan));
         let upstream = Arc::new(Self {
             name: Arc::clone(&settings.name),
-            base: settings.base.clone(),
-            host,
-            dialer,
+            endpoints,
             own: Arc::clone(&own),
             probe,
             login,
@@ -168,9 +166,8 @@ impl Upstream {
             metrics: Arc::clone(metrics),
             stop: scope.stop.clone(),
         });
-        let prober = UpstreamProber::new(&own, &scope, metrics);
-        scope.spawn("upstream health", prober.run());
-        upstream.watch_files(&scope, &opening);
+        upstream.watch_files(&scope, &opening, &factory);
+        upstream.run_endpoints(&scope, &opening, factory);
         Ok(upstream)
     }
 
@@ -194,22 +191,18 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection and closes it: whether the upstream can be reached as configured.
+    /// Opens a connection to each endpoint and closes it: whether one can be reached as configured.
     pub async fn reach(&self) -> Result<(), DialError> {
-        self.dialer.reach().await
+        self.endpoints.reach().await
     }
 
     pub(crate) fn via(&self) -> &HeaderValue {
         &self.own.via
     }
 
-    pub fn health(&self) -> &UpstreamHealth {
-        &self.own.health
-    }
-
-    /// The health record for a replacement with these settings; None if its address differs.
-    pub fn health_for(&self, settings: &config::UpstreamConfig) -> Option<Arc<UpstreamHealth>> {
-        (self.base == settings.base).then(|| Arc::clone(&self.own.health))
+    /// Its servers, and their health.
+    pub fn endpoints(&self) -> &Arc<EndpointSet> {
+        &self.endpoints
     }
 
     /// The token probe of this upstream; None without one.
@@ -254,7 +247,7 @@ impl Upstream {
         client: ShareKey,
         is_monitoring: bool,
     ) -> Option<UpstreamPermit> {
-        if !self.own.health.is_quiet() {
+        if !self.endpoints.has_quiet() {
             return None;
         }
         self.permits.try_acquire(client, is_monitoring)
@@ -276,26 +269,53 @@ impl Upstream {
         if let Some(session) = self.session() {
             session.refresh_gauges();
         }
-        let is_up = self.health().outage().is_none();
+        self.endpoints.refresh_gauges();
+        let is_up = self.endpoints.outage().is_none();
         self.metrics.upstream_up.set(i64::from(is_up));
     }
 
-    /// Reads the files of trust, client certificate and API key again when they change, or on request.
-    fn watch_files(&self, scope: &TaskScope, opening: &UpstreamOpening<'_>) {
-        let reload = &opening.reload_signal;
-        if let Dialer::Unix(_) = &*self.dialer {
-            let (dialer, stop) = (Arc::clone(&self.dialer), scope.stop.clone());
-            scope.spawn("upstream socket watch", async move {
-                if let Dialer::Unix(unix) = &*dialer {
-                    unix.watch(stop).await;
-                }
-            });
+    /// Starts the tasks of the endpoints, and the one that follows their name.
+    fn run_endpoints(
+        &self,
+        scope: &TaskScope,
+        opening: &UpstreamOpening<'_>,
+        factory: EndpointFactory,
+    ) {
+        let tasks = EndpointTasks {
+            set: Arc::clone(&self.endpoints),
+            own: Arc::clone(&self.own),
+            metrics: Arc::clone(&self.metrics),
+        };
+        if opening.settings.endpoint_policy.resolution == AddressResolution::One {
+            let list = self.endpoints.list();
+            for endpoint in &list.endpoints {
+                tasks.start(endpoint, scope);
+            }
+            return;
         }
-        if let Some(login) = self.dialer.proxy_login() {
+        let discovery = AddressDiscovery {
+            factory,
+            tasks,
+            names: DnsResolver::of_this_host(),
+            scope: scope.clone(),
+            before: opening.before.map(|before| Arc::clone(&before.endpoints)),
+        };
+        scope.spawn("upstream addresses", discovery.run());
+    }
+
+    /// Reads the files of trust, client certificate and API key again when they change, or on request.
+    fn watch_files(
+        &self,
+        scope: &TaskScope,
+        opening: &UpstreamOpening<'_>,
+        factory: &EndpointFactory,
+    ) {
+        let reload = &opening.reload_signal;
+        if let Some(login) = &factory.proxy_login {
             let watch = Arc::clone(login).watch(scope.stop.clone(), reload.subscribe());
             scope.spawn("upstream proxy login watch", watch);
         }
-        if let Some(tls) = self.dialer.tls() {
+        if let Some(tls) = &factory.tls {
             let stop = || scope.stop.clone();
             let watch = Arc::clone(tls).watch_authorities(stop(), reload.subscribe());
             scope.spawn("upstream CA watch", watch);

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Version};
+use http::Version;
 
-use super::health::UpstreamHealth;
+use super::endpoints::{EndpointFactory, EndpointSet};
 use super::login::lease_store::SealedLeaseStore;
 use super::login::login_budget::LoginBudgets;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
-use super::transport::dialer::Dialer;
 use super::{Error, Upstream};
-use crate::config;
+use crate::config::{self, AddressResolution};
 use crate::lifecycle::TaskScope;
-use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::metrics::Metrics;
 use crate::via::GatewayVia;
 use crate::watched_files::ReloadSignal;
 
@@ -74,8 +73,8 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// Replaces `before`: takes over its login if that is the same, and its health record if the address
-    /// is the same.
+    /// Replaces `before`: takes over its login if that is the same, and the state of the endpoints whose
+    /// address is the same.
     #[must_use]
     pub fn after(self, before: &'a Upstream) -> Self {
         Self {
@@ -121,22 +120,31 @@ impl<'a> UpstreamOpening<'a> {
     }
 
     /// The parts for the gateway's own requests.
-    pub(super) fn own_requests(
-        &self,
-        host: &HeaderValue,
-        dialer: &Arc<Dialer>,
-        metrics: &Arc<UpstreamMetrics>,
-    ) -> OwnRequests {
+    pub(super) fn own_requests(&self, endpoints: &Arc<EndpointSet>) -> OwnRequests {
         let settings = self.settings;
-        let known = self.before.and_then(|before| before.health_for(settings));
         let via = self.via.clone().unwrap_or_else(GatewayVia::random);
         OwnRequests {
-            dialer: Arc::clone(dialer),
-            host: host.clone(),
+            endpoints: Arc::clone(endpoints),
             via: via.value(Version::HTTP_11).clone(),
-            health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, metrics)),
             probe: settings.probe.clone(),
             response_timeout: settings.first_byte_timeout,
         }
+    }
+
+    /// The endpoints that are known at once; those that were in use before keep their state.
+    pub(super) fn endpoints(&self, factory: &EndpointFactory) -> Result<Arc<EndpointSet>, Error> {
+        let settings = self.settings;
+        if settings.endpoint_policy.resolution == AddressResolution::All {
+            return Ok(EndpointSet::new(settings, Vec::new()));
+        }
+        let before = self.before.map(Upstream::endpoints);
+        let known = |name: &str| before?.state_of(name);
+        let endpoints = factory.all(known)?;
+        let is_new = |name: &str| known(name).is_none();
+        if before.is_some() {
+            let added = endpoints.iter().filter(|one| is_new(&one.state.name));
+            added.for_each(|one| one.state.begin_ramp());
+        }
+        Ok(EndpointSet::new(settings, endpoints))
     }
 }

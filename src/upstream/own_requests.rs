@@ -14,20 +14,18 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
-use super::health::UpstreamHealth;
+use super::endpoints::{Endpoint, EndpointChoice, EndpointSet, EndpointState};
 use super::transport::dial_error::DialError;
-use super::transport::dialer::Dialer;
+use super::transport::tracked_stream::TrackedStream;
 
 const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// What the gateway's own requests need.
 #[derive(Debug)]
 pub(super) struct OwnRequests {
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) host: HeaderValue,
+    pub(super) endpoints: Arc<EndpointSet>,
     /// Lets the gateway recognise its own request if it comes back in a loop.
     pub(super) via: HeaderValue,
-    pub(super) health: Arc<UpstreamHealth>,
     /// The probe's path; None: no cheap path is known.
     pub(super) probe: Option<PathAndQuery>,
     /// Timeout of the response head of a probe.
@@ -39,6 +37,7 @@ pub(super) struct OwnRequests {
 pub(super) enum CallError {
     #[error("cannot reach the upstream")]
     Unreachable(#[source] DialError),
+
     #[error("the upstream closed the connection without a response, or its response is not HTTP")]
     Broken(#[source] hyper::Error),
     #[error("no response from the upstream within {0:?}")]
@@ -63,44 +62,103 @@ impl OwnRequests {
         if states_nothing {
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.insert(VIA, self.via.clone());
         // The gateway parses the response itself.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 
-    /// Sends `request` and returns what `read` makes of the response. `dial_by`: a deadline for
-    /// connecting, besides the dialer's own timeout; `limit`: timeout of the response, reading
-    /// included.
+    /// Sends `request` to an endpoint that seems to work, to another one if there is no connection, and
+    /// returns what `read` makes of the response. `used`: gets the endpoint; `dial_by`: a deadline for connecting, besides the
+    /// dialer's own timeout; `limit`: timeout of the response, reading included.
     pub(super) async fn call<T>(
         &self,
+        request: Request<Full<Bytes>>,
+        used: &mut Option<Arc<EndpointState>>,
+        dial_by: Option<Instant>,
+        limit: Duration,
+        read: impl AsyncFnOnce(Response<Incoming>) -> T,
+    ) -> Result<T, CallError> {
+        let mut tried: Vec<Arc<str>> = Vec::new();
+        loop {
+            let Some(endpoint) = self.choose(&tried) else {
+                let upstream = Arc::clone(self.endpoints.name());
+                return Err(CallError::Unreachable(DialError::NoEndpoint { upstream }));
+            };
+            *used = Some(Arc::clone(&endpoint.state));
+            let stream = match endpoint.dialer.dial(dial_by).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tried.push(Arc::clone(&endpoint.state.name));
+                    if self.choose(&tried).is_some() {
+                        self.endpoints.connect_failed(&endpoint.state, &error);
+                        continue;
+                    }
+                    return Err(CallError::Unreachable(error));
+                }
+            };
+            return exchange(&endpoint, stream, request, limit, read).await;
+        }
+    }
+
+    fn choose(&self, tried: &[Arc<str>]) -> Option<Arc<Endpoint>> {
+        if let Some(sole) = self.endpoints.sole() {
+            return tried.is_empty().then(|| Arc::clone(sole));
+        }
+        let list = self.endpoints.list();
+        let choice = EndpointChoice {
+            tried,
+            must_be_up: !tried.is_empty(),
+            ..EndpointChoice::default()
+        };
+        let position = self.endpoints.choose(&list, choice)?;
+        Some(Arc::clone(&list.endpoints[position]))
+    }
+
+    /// The same at this endpoint.
+    pub(super) async fn call_at<T>(
+        &self,
+        endpoint: &Endpoint,
         request: Request<Full<Bytes>>,
         dial_by: Option<Instant>,
         limit: Duration,
         read: impl AsyncFnOnce(Response<Incoming>) -> T,
     ) -> Result<T, CallError> {
-        let stream = self.dialer.dial(dial_by).await;
+        let stream = endpoint.dialer.dial(dial_by).await;
         let stream = stream.map_err(CallError::Unreachable)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(CallError::Broken)?;
-        let exchange = async {
-            let response = sender.send_request(request).await;
-            Ok(read(response.map_err(CallError::Broken)?).await)
-        };
-        let driven = async {
-            let mut exchange = std::pin::pin!(exchange);
-            let mut connection = std::pin::pin!(connection);
-            // The connection is polled here: it serves one request and ends with it.
-            tokio::select! {
-                outcome = &mut exchange => return outcome,
-                // The exchange reports how it ended.
-                _ = &mut connection => {}
-            }
-            exchange.await
-        };
-        let outcome = timeout(limit, Box::pin(driven)).await;
-        outcome.unwrap_or(Err(CallError::Late(limit)))
+        exchange(endpoint, stream, request, limit, read).await
     }
+}
+
+async fn exchange<T>(
+    endpoint: &Endpoint,
+    stream: TrackedStream,
+    mut request: Request<Full<Bytes>>,
+    limit: Duration,
+    read: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> Result<T, CallError> {
+    let fields = std::mem::take(request.headers_mut());
+    let headers = request.headers_mut();
+    headers.insert(HOST, endpoint.host.clone()); // the first field (RFC 9110, 7.2)
+    headers.extend(fields);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(CallError::Broken)?;
+    let exchange = async {
+        let response = sender.send_request(request).await;
+        Ok(read(response.map_err(CallError::Broken)?).await)
+    };
+    let driven = async {
+        let mut exchange = std::pin::pin!(exchange);
+        let mut connection = std::pin::pin!(connection);
+        // The connection is polled here: it serves one request and ends with it.
+        tokio::select! {
+            outcome = &mut exchange => return outcome,
+            // The exchange reports how it ended.
+            _ = &mut connection => {}
+        }
+        exchange.await
+    };
+    let outcome = timeout(limit, Box::pin(driven)).await;
+    outcome.unwrap_or(Err(CallError::Late(limit)))
 }

@@ -4,17 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::Version;
 
-use super::health::UpstreamHealth;
+use super::endpoints::{EndpointSet, endpoints_at_once};
 use super::login::call::{LoginCall, LoginError};
 use super::login::description::LoginDescription;
 use super::login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::transport::dial_error::DialError;
-use super::transport::dialer::Dialer;
-use crate::config;
+use crate::config::{self, AddressResolution};
+use crate::dns::DnsResolver;
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret;
@@ -32,43 +33,68 @@ pub enum TrialError {
 /// One upstream, to be tried.
 #[derive(Debug)]
 pub struct UpstreamTrial {
-    dialer: Arc<Dialer>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
     description: LoginDescription,
 }
 
+/// Whether one endpoint can be reached.
+#[derive(Debug)]
+pub struct ReachedEndpoint {
+    /// Its address.
+    pub endpoint: Arc<str>,
+    pub outcome: Result<(), DialError>,
+}
+
 impl UpstreamTrial {
-    pub fn new(
+    /// Looks the endpoints up where they are the addresses of a name.
+    pub async fn new(
         settings: &config::UpstreamConfig,
         mut materials: UpstreamMaterials,
         scope: &TaskScope,
         metrics: &Arc<Metrics>,
-    ) -> Self {
+    ) -> Result<Self, DialError> {
+        let factory = materials.endpoint_factory(settings, scope, metrics);
+        let endpoints = match settings.endpoint_policy.resolution {
+            AddressResolution::One => {
+                let made = factory.all(|_| None);
+                made.expect("hosts and names were checked when the materials were read")
+            }
+            AddressResolution::All => {
+                let found = endpoints_at_once(&factory, &DnsResolver::of_this_host()).await;
+                found.map_err(|source| DialError::Resolve {
+                    host: settings.base.host.clone(),
+                    source: Arc::new(source),
+                })?
+            }
+        };
         let metrics = &metrics.upstream(&settings.name);
-        let dialer = Arc::new(materials.dialer(settings, scope));
         let own = Arc::new(OwnRequests {
-            dialer: Arc::clone(&dialer),
-            host: materials.host,
+            endpoints: EndpointSet::new(settings, endpoints),
             via: GatewayVia::random().value(Version::HTTP_11).clone(),
-            health: UpstreamHealth::new(&settings.name, metrics),
             probe: settings.probe.clone(),
             response_timeout: settings.first_byte_timeout,
         });
         let injection = settings.login_description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
         let description = settings.login_description.clone();
-        Self {
-            dialer,
+        Ok(Self {
             own,
             probe,
             description,
-        }
+        })
     }
 
-    /// Tries name look-up, TCP and TLS.
-    pub async fn reach(&self) -> Result<(), DialError> {
-        self.dialer.reach().await
+    /// Tries name look-up, TCP and TLS of each endpoint, in their order.
+    pub async fn reach(&self) -> Vec<ReachedEndpoint> {
+        let list = self.own.endpoints.list();
+        let tries = list.endpoints.iter().map(|one| async {
+            ReachedEndpoint {
+                endpoint: Arc::clone(&one.state.name),
+                outcome: one.dialer.reach().await,
+            }
+        });
+        join_all(tries).await
     }
 
     /// Tries one login; returns the lifetime of its token.

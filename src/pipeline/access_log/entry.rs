@@ -47,6 +47,8 @@ pub(in crate::pipeline) struct AccessLogEntry {
     /// None: the client disconnected before there was a response.
     status: Option<StatusCode>,
     upstream_status: Option<u16>,
+    /// Its endpoint that got the request; None: there is only one.
+    endpoint: Option<Arc<str>>,
     blame: Blame,
     reason: Option<Reason>,
     cause: Option<Cow<'static, str>>,
@@ -98,6 +100,7 @@ impl AccessLogEntry {
             attempted_user: None,
             status: None,
             upstream_status: None,
+            endpoint: None,
             blame: Blame::None,
             reason: None,
             cause: None,
@@ -137,7 +140,7 @@ impl AccessLogEntry {
         let live = &self.worker.live;
         let route = self.route.and_then(|index| live.routes.at(index));
         route.map_or(Duration::ZERO, |route| {
-            live.upstreams[route.upstream].health().pause()
+            live.upstreams[route.upstream].endpoints().pause()
         })
     }
 
@@ -177,6 +180,10 @@ impl AccessLogEntry {
         };
         let claim = permit.claim_for_upstream(&live.upstreams[route.upstream].name);
         claim.map_err(|_| Rejection::Overloaded)
+    }
+
+    pub(in crate::pipeline) fn set_endpoint(&mut self, name: &Arc<str>) {
+        self.endpoint = Some(Arc::clone(name));
     }
 
     pub(in crate::pipeline) fn set_retried(&mut self) {
@@ -274,6 +281,9 @@ impl AccessLogEntry {
             line.text(key!("route"), route.map_or("", |route| &route.name));
             if let Some(upstream) = self.upstream_name(route) {
                 line.word(key!("upstream"), upstream);
+            }
+            if let Some(endpoint) = &self.endpoint {
+                line.text(key!("endpoint"), endpoint);
             }
             line.text(
                 key!("method"),

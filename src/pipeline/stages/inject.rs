@@ -142,6 +142,11 @@ impl<'a> Inbound<'a> {
     pub(super) fn is_idempotent(&self) -> bool {
         self.head.method.is_idempotent()
     }
+
+    /// RFC 9110, 9.2.1.
+    pub(super) fn is_safe(&self) -> bool {
+        self.head.method.is_safe()
+    }
 }
 
 // Written by hand, because the head contains the client's credential.

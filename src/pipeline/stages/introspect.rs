@@ -87,7 +87,7 @@ async fn ask_upstream(
         ProbeTrust::PassesAnything => return IntrospectionOutcome::Refused,
         ProbeTrust::Unknown => return IntrospectionOutcome::Unavailable,
     }
-    if upstream.health().check().is_err() {
+    if upstream.endpoints().check().is_err() {
         return IntrospectionOutcome::Unavailable;
     }
     // All introspections count as one client.

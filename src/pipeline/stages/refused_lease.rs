@@ -190,7 +190,7 @@ impl Forwarder<'_> {
     ) -> Result<(PermitState, UpstreamCredential), Rejection> {
         let session = self.session()?;
         loop {
-            let is_up = self.upstream().health().check();
+            let is_up = self.upstream().endpoints().check();
             is_up.map_err(Rejection::UpstreamDown)?;
             let lease = timeout_at(self.deadline, session.lease()).await;
             let lease = lease.map_err(|_| Rejection::UpstreamTimeout)?;

@@ -1,15 +1,18 @@
-//! Stage 5, the exchange itself: waits for an upstream permit, sends a request, and repeats it once
-//! on a fresh connection when a kept-alive one turned out to be dead.
+//! Stage 5, the exchange itself: waits for an upstream permit and sends a request. `repeat` sends it
+//! again where that is safe.
+
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::inject::{Inbound, UpstreamCredential, inject, probe};
+use super::repeat::{Repeat, is_retriable};
 use crate::clock;
-use crate::config::{self, Route};
+use crate::config::{self, EndpointAffinity, Route};
 use crate::identity::Client;
-use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::PermitState;
 use crate::pipeline::body::request_body::{BodyFailure, RequestBody};
@@ -19,8 +22,8 @@ use crate::pipeline::request_context::RequestContext;
 use crate::pipeline::worker_context::WorkerContext;
 use crate::shares::ShareKey;
 use crate::upstream::{
-    OutboundRequest, ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections,
-    UpstreamResponseBody,
+    ChosenEndpoint, EndpointChoice, ResponseTimeout, SendError, SendErrorKind, Upstream,
+    UpstreamConnections, UpstreamResponseBody,
 };
 
 /// Sends one request to the upstream, as often as necessary.
@@ -35,6 +38,8 @@ pub(in crate::pipeline) struct Forwarder<'a> {
     pub(super) share: ShareKey,
     /// When the whole exchange must have ended.
     pub(super) deadline: Instant,
+    /// The client, where all its requests go to one endpoint.
+    affinity: Option<u64>,
 }
 
 pub(super) type UpstreamResponse = Response<UpstreamResponseBody>;
@@ -43,6 +48,10 @@ impl<'a> Forwarder<'a> {
     pub(in crate::pipeline) fn new(request: &RequestContext<'a>, client: &Client) -> Self {
         let owner = share_owner(client, request.origin);
         let connections = request.connections();
+        let affinity = match connections.upstream().endpoints().affinity() {
+            EndpointAffinity::LeastRequests => None,
+            EndpointAffinity::Client => Some(stable_hash(&owner)),
+        };
         Self {
             worker: request.worker,
             connections,
@@ -50,6 +59,7 @@ impl<'a> Forwarder<'a> {
             route: request.route,
             share: connections.upstream().permits().key(owner),
             deadline: request.deadline,
+            affinity,
         }
     }
 
@@ -63,7 +73,11 @@ impl<'a> Forwarder<'a> {
 
     /// Waits for an upstream permit. Fails at once when the upstream is down.
     pub(super) async fn permit(&self) -> Result<PermitState, Rejection> {
-        let health = self.upstream().health();
+        let health = self.upstream().endpoints();
+        if health.is_unknown() {
+            let known = timeout(self.settings.connect_timeout, health.known());
+            let _ = timeout_at(self.deadline, known).await;
+        }
         let pass = health.admit().map_err(Rejection::UpstreamDown)?;
         let permit = self
             .upstream()
@@ -75,8 +89,16 @@ impl<'a> Forwarder<'a> {
         Ok(PermitState::Held(permit))
     }
 
-    /// Sends the request once; once more when a kept-alive connection was dead and the request is
-    /// safe to repeat.
+    /// The endpoint for this request; `tried`: not one of these, nor one that is down.
+    pub(super) fn choose(&self, tried: &[Arc<str>]) -> Option<ChosenEndpoint<RequestBody>> {
+        self.connections.choose(EndpointChoice {
+            affinity: self.affinity,
+            tried,
+            must_be_up: !tried.is_empty(),
+        })
+    }
+
+    /// Sends the request; again where it got no response and is safe to repeat.
     pub(super) async fn send(
         &self,
         request: &Inbound<'_>,
@@ -85,35 +107,35 @@ impl<'a> Forwarder<'a> {
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
         let metrics = &self.upstream().metrics;
+        let chosen = self.choose(&[]);
+        let chosen = chosen.ok_or_else(|| rejection(request, self.connections.no_endpoint()))?;
         metrics.upstream_requests.add(credential.label());
+        let mut endpoint = None;
+        let endpoints = self.upstream().endpoints();
+        if endpoints.has_several() {
+            endpoints.note_request();
+            entry.set_endpoint(chosen.name());
+            endpoint = Some(Arc::clone(chosen.name()));
+        }
         let outbound = inject(request, body, credential).into_request();
         let start = clock::now();
-        let sent = self.connections.send(outbound, self.timeout()).await;
-        match sent {
-            Ok(response) => {
+        let sent = self.connections.send_to(chosen, outbound, self.timeout());
+        match sent.await {
+            Ok(response) if endpoint.is_none() || !is_retriable(response.status()) => {
                 let seconds = clock::now().duration_since(start).as_secs_f64();
                 metrics.first_byte_seconds.observe(seconds);
                 Ok(response)
             }
-            Err(error) => Box::pin(self.send_again(request, error, credential, entry)).await,
+            outcome => {
+                let repeat = Repeat {
+                    forwarder: self,
+                    request,
+                    credential,
+                    endpoint,
+                };
+                Box::pin(repeat.after(outcome, entry)).await
+            }
         }
-    }
-
-    async fn send_again(
-        &self,
-        request: &Inbound<'_>,
-        error: SendError,
-        credential: &UpstreamCredential,
-        entry: &mut AccessLogEntry,
-    ) -> Result<UpstreamResponse, Rejection> {
-        let Some(outbound) = repeatable(request, &error, credential) else {
-            return Err(rejection(request, error));
-        };
-        entry.set_retried();
-        let metrics = &self.upstream().metrics;
-        metrics.upstream_retries.add(RetryReason::DeadConnection);
-        let sent = self.connections.send_fresh(outbound, self.timeout()).await;
-        sent.map_err(|error| rejection(request, error))
     }
 
     /// How long the upstream may take to respond.
@@ -138,23 +160,14 @@ pub(super) async fn probe_status(
     Some(response.status())
 }
 
-/// The request for a repeat, if the only fault was a dead kept-alive connection.
-fn repeatable<'a>(
-    request: &'a Inbound<'_>,
-    error: &SendError,
-    credential: &'a UpstreamCredential,
-) -> Option<OutboundRequest<'a, RequestBody>> {
-    if error.kind != SendErrorKind::DeadConnection {
-        return None;
-    }
-    if !error.is_unsent && !request.is_idempotent() {
-        return None;
-    }
-    let body = request.body().again()?;
-    Some(inject(request, body, credential).into_request())
+/// The same in every process, so that a client's requests go to one endpoint through any replica.
+fn stable_hash(owner: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    owner.hash(&mut hasher);
+    hasher.finish()
 }
 
-fn rejection(request: &Inbound<'_>, error: SendError) -> Rejection {
+pub(super) fn rejection(request: &Inbound<'_>, error: SendError) -> Rejection {
     if let Some(failure) = request.body().failure() {
         return BodyFailure::rejection(failure);
     }

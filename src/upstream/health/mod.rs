@@ -1,11 +1,11 @@
-//! The health of an upstream, shared by all workers and the control runtime. Requests report how
+//! The health of one endpoint of an upstream, shared by all workers and the control runtime. Requests report how
 //! their exchanges ended. While nothing fails, a report and the check whether a request may be
 //! forwarded cost one relaxed load each.
 
 pub(super) mod breaker;
 
 use std::error::Error;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,12 +25,15 @@ use breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, Upstr
 /// that had not responded for this long.
 const TELLING: Duration = Duration::from_secs(3);
 
-/// The health of one upstream address; it survives reloads.
+/// The health of one address of an upstream; it survives reloads.
 #[derive(Debug)]
-pub struct UpstreamHealth {
+pub(in crate::upstream) struct EndpointHealth {
     upstream: Arc<str>,
+    /// Its address; None: the upstream has one endpoint.
+    endpoint: Option<Arc<str>>,
     /// The only field that ordinary requests read.
     is_quiet: AtomicBool,
+    is_down: AtomicBool,
     known: Mutex<HealthRecord>,
     level: watch::Sender<HealthLevel>,
     metrics: Arc<UpstreamMetrics>,
@@ -49,28 +52,49 @@ struct HealthRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamOutage {
     pub upstream: Arc<str>,
+    /// Its address; None: the upstream has one endpoint, or none is known.
+    pub endpoint: Option<Arc<str>>,
     /// Seconds since 1970.
     pub since: i64,
     pub cause: String,
 }
 
-impl fmt::Display for UpstreamOutage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl UpstreamOutage {
+    /// Since when, and why.
+    pub fn in_words(&self) -> String {
         let seconds = clock::unix_seconds().saturating_sub(self.since).max(0);
-        write!(f, "upstream {}: down for {seconds} s", self.upstream)?;
+        let mut text = format!("down for {seconds} s");
         if let Ok(since) = jiff::Timestamp::from_second(self.since) {
-            write!(f, ", since {since}")?;
+            let _ = write!(text, ", since {since}");
         }
-        write!(f, ": {}", self.cause)
+        let _ = write!(text, ": {}", self.cause);
+        text
     }
 }
 
-impl UpstreamHealth {
-    pub(super) fn new(upstream: &Arc<str>, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
+impl fmt::Display for UpstreamOutage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "upstream {}: ", self.upstream)?;
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, "endpoint {endpoint}: ")?;
+        }
+        f.write_str(&self.in_words())
+    }
+}
+
+impl EndpointHealth {
+    /// `endpoint`: its address, if the upstream has several endpoints.
+    pub(super) fn new(
+        upstream: &Arc<str>,
+        endpoint: Option<Arc<str>>,
+        metrics: &Arc<UpstreamMetrics>,
+    ) -> Arc<Self> {
         metrics.upstream_up.set(1);
         Arc::new(Self {
             upstream: Arc::clone(upstream),
+            endpoint,
             is_quiet: AtomicBool::new(true),
+            is_down: AtomicBool::new(false),
             known: Mutex::new(HealthRecord {
                 breaker: CircuitBreaker::new(),
                 cause: String::new(),
@@ -84,6 +108,11 @@ impl UpstreamHealth {
     /// No failure is known.
     pub(super) fn is_quiet(&self) -> bool {
         self.is_quiet.load(Ordering::Relaxed)
+    }
+
+    /// The breaker is open.
+    pub(super) fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Relaxed)
     }
 
     /// Whether a request may be forwarded now; if not, after how long a retry makes sense.
@@ -121,10 +150,11 @@ impl UpstreamHealth {
     }
 
     /// None while requests are forwarded.
-    pub fn outage(&self) -> Option<UpstreamOutage> {
+    pub(super) fn outage(&self) -> Option<UpstreamOutage> {
         let known = self.lock();
         (known.breaker.level() == HealthLevel::Down).then(|| UpstreamOutage {
             upstream: Arc::clone(&self.upstream),
+            endpoint: self.endpoint.clone(),
             since: known.since,
             cause: known.cause.clone(),
         })
@@ -145,8 +175,13 @@ impl UpstreamHealth {
         self.publish(&known);
         drop(known);
         if let Some(down) = ended {
-            info!(upstream = %self.upstream, seconds = down.as_secs(),
-                "the upstream answers again; requests go up");
+            let (upstream, seconds) = (&self.upstream, down.as_secs());
+            match &self.endpoint {
+                None => info!(%upstream, seconds, "the upstream answers again; requests go up"),
+                Some(endpoint) => {
+                    info!(%upstream, %endpoint, seconds, "the endpoint answers again; it gets requests");
+                }
+            }
         }
     }
 
@@ -192,8 +227,13 @@ impl UpstreamHealth {
         drop(known);
         if let Some(failures) = opened {
             self.metrics.upstream_breaker_opened.inc();
-            error!(upstream = %self.upstream, failures, error = %cause,
-                "the upstream is down: requests get 503 at once until it answers the gate's probe");
+            let upstream = &self.upstream;
+            match &self.endpoint {
+                None => error!(%upstream, failures, error = %cause,
+                    "the upstream is down: requests get 503 at once until it answers the gate's probe"),
+                Some(endpoint) => error!(%upstream, %endpoint, failures, error = %cause,
+                    "the endpoint is down: it gets no request until it answers the gate's probe"),
+            }
         }
     }
 
@@ -228,6 +268,8 @@ impl UpstreamHealth {
         let level = known.breaker.level();
         let is_quiet = level == HealthLevel::Quiet;
         self.is_quiet.store(is_quiet, Ordering::Relaxed);
+        let is_down = level == HealthLevel::Down;
+        self.is_down.store(is_down, Ordering::Relaxed);
         self.level.send_if_modified(|now| {
             let is_news = *now != level;
             *now = level;

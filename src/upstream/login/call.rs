@@ -17,7 +17,8 @@ use crate::clock::{self, Deadline};
 use crate::config;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
-use crate::upstream::health::UpstreamHealth;
+use crate::upstream::endpoints::{EndpointSet, EndpointState};
+use crate::upstream::health::EndpointHealth;
 use crate::upstream::health::breaker::FailureSource;
 use crate::upstream::own_requests::{CallError, OwnRequests};
 use crate::upstream::transport::dial_error::DialError;
@@ -138,50 +139,37 @@ impl LoginCall {
         }
     }
 
-    pub(in crate::upstream) fn health(&self) -> &UpstreamHealth {
-        &self.own.health
+    pub(in crate::upstream) fn endpoints(&self) -> &EndpointSet {
+        &self.own.endpoints
     }
 
     pub(in crate::upstream) async fn make(
         &self,
         password: &Secret,
     ) -> Result<LoginGrant, LoginError> {
-        let outcome = timeout(self.timeout, Box::pin(self.ask(password)))
+        let mut used = None;
+        let outcome = timeout(self.timeout, Box::pin(self.ask(password, &mut used)))
             .await
             .unwrap_or(Err(LoginError::Timeout(self.timeout)));
-        self.tell(&outcome);
+        if let Some(used) = used {
+            tell(&outcome, &used.health);
+        }
         outcome
     }
 
-    /// Reports the outcome to the upstream's health.
-    fn tell(&self, outcome: &Result<LoginGrant, LoginError>) {
-        match outcome {
-            Err(failure @ LoginError::Unreachable(_)) => {
-                self.own
-                    .health
-                    .connect_failed(FailureSource::Request, failure);
-            }
-            Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
-                self.own
-                    .health
-                    .response_failed(FailureSource::Request, failure);
-            }
-            Ok(_)
-            | Err(
-                LoginError::WrongPassword
-                | LoginError::PasswordChange
-                | LoginError::Refused { .. }
-                | LoginError::NotAccepted
-                | LoginError::Unusable(_),
-            ) => self.own.health.responded(),
-        }
-    }
-
-    async fn ask(&self, password: &Secret) -> Result<LoginGrant, LoginError> {
+    async fn ask(
+        &self,
+        password: &Secret,
+        used: &mut Option<Arc<EndpointState>>,
+    ) -> Result<LoginGrant, LoginError> {
         let began = LoginStart::now();
         let request = self.request(password);
         let judge = async |response| self.judge(response, began).await;
-        match self.own.call(request, None, self.timeout, judge).await {
+        match self
+            .own
+            .call(request, used, None, self.timeout, judge)
+            .await
+        {
             Ok(outcome) => outcome,
             Err(CallError::Unreachable(source)) => Err(LoginError::Unreachable(source)),
             Err(CallError::Broken(source)) => Err(LoginError::Broken(source)),
@@ -256,6 +244,26 @@ impl LoginCall {
             left,
             skew_seconds: upstream_now.saturating_sub(ours),
         })
+    }
+}
+
+/// Reports the outcome of a login to the health of the endpoint that it was sent to.
+fn tell(outcome: &Result<LoginGrant, LoginError>, health: &EndpointHealth) {
+    match outcome {
+        Err(failure @ LoginError::Unreachable(_)) => {
+            health.connect_failed(FailureSource::Request, failure);
+        }
+        Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
+            health.response_failed(FailureSource::Request, failure);
+        }
+        Ok(_)
+        | Err(
+            LoginError::WrongPassword
+            | LoginError::PasswordChange
+            | LoginError::Refused { .. }
+            | LoginError::NotAccepted
+            | LoginError::Unusable(_),
+        ) => health.responded(),
     }
 }
 

@@ -94,7 +94,7 @@ impl LoginCalls for NetworkCalls {
     }
 
     fn back(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.call.health().back())
+        Box::pin(self.call.endpoints().back())
     }
 }
 

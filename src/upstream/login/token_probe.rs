@@ -145,7 +145,10 @@ impl TokenProbe {
         }
         let read = async |answer: Response<_>| answer.status();
         let dial_by = Instant::now() + PATIENCE;
-        let call = self.own.call(request, Some(dial_by), PATIENCE, read);
+        let mut used = None;
+        let call = self
+            .own
+            .call(request, &mut used, Some(dial_by), PATIENCE, read);
         match Box::pin(call).await {
             Ok(status) => Some(status),
             Err(error) => {

@@ -22,11 +22,11 @@ use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::trust::Identity;
-use super::{TEST_TIMEOUT, UpstreamSetup, eventually, outbound, stays};
+use super::{TEST_TIMEOUT, UpstreamSetup, eventually, outbound, sole_tls, stays};
 use crate::config::{CertificateFiles, Trust};
 use crate::error_chain::chain;
 use crate::lifecycle::TaskSet;
-use crate::upstream::{Error, ResponseTimeout, UpstreamConnections};
+use crate::upstream::{EndpointChoice, Error, ResponseTimeout, UpstreamConnections};
 
 /// An authority for certificates of clients.
 struct ClientAuthority(Issuer<'static, KeyPair>, rcgen::Certificate);
@@ -293,7 +293,7 @@ async fn a_pair_that_cannot_be_used_leaves_the_old_in_use() {
     let old = authority.pair("old");
     let setup = server.setup(Some(&old)).without_login();
     let connections = connections(&setup);
-    let tls = || connections.upstream().dialer.tls().unwrap();
+    let tls = || sole_tls(connections.upstream());
     let first = tls().current();
     let is_first = || Arc::ptr_eq(&first, &tls().current());
     let other = authority.pair("other");
@@ -319,7 +319,7 @@ async fn changed_authorities_judge_new_connections_and_leave_the_others() {
     setup.settings.trust = Trust::Authorities(path);
     let connections = connections(&setup);
     assert_eq!(shown(&connections).await.unwrap(), "hi");
-    let tls = || connections.upstream().dialer.tls().unwrap();
+    let tls = || sole_tls(connections.upstream());
     let first = tls().current();
     setup.folder.write("ca.pem", &other.authority);
     eventually("the new authorities", || {
@@ -331,7 +331,11 @@ async fn changed_authorities_judge_new_connections_and_leave_the_others() {
     assert_eq!(shown(&connections).await.unwrap(), "hi");
     let request = outbound(Request::new(Empty::new()));
     let timeout = ResponseTimeout::within(TEST_TIMEOUT);
-    let failure = connections.send_fresh(request, timeout).await.unwrap_err();
+    let chosen = connections.choose(EndpointChoice::default()).unwrap();
+    let failure = connections
+        .send_fresh(chosen, request, timeout)
+        .await
+        .unwrap_err();
     assert!(chain(&failure).contains("ca.pem"));
 }
 

@@ -17,8 +17,8 @@ use super::{UpstreamSetup, eventually, outbound};
 use crate::metrics::ConnectResult;
 use crate::upstream::transport::pool::PooledConnection as _;
 use crate::upstream::{
-    OutboundRequest, ResponseTimeout, SendError, SendErrorKind, UpstreamConnections,
-    UpstreamResponseBody,
+    EndpointChoice, OutboundRequest, ResponseTimeout, SendError, SendErrorKind,
+    UpstreamConnections, UpstreamResponseBody,
 };
 
 const LONG: Duration = Duration::from_secs(5);
@@ -185,11 +185,12 @@ async fn a_request_on_a_closed_connection_was_not_sent() {
     })
     .await;
     // Taken from the pool just before the upstream closes it.
-    let mut connection = connections.pool.take().unwrap();
+    let chosen = connections.choose(EndpointChoice::default()).unwrap();
+    let mut connection = chosen.lane.pool.take().unwrap();
     hold.add_permits(1);
     eventually("closed", || !connection.can_send()).await;
     let outcome = connections
-        .exchange(connection, true, post("precious"), RESPONSE_TIMEOUT)
+        .exchange(chosen, connection, true, post("precious"), RESPONSE_TIMEOUT)
         .await;
     let failure = outcome.unwrap_err();
     assert_eq!(failure.kind, SendErrorKind::DeadConnection);

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::failures::lets_in_the_right_password;
 use super::server::{Reply, Webapp};
-use super::{UpstreamSetup, eventually, refusal, stays};
+use super::{UpstreamSetup, eventually, refusal, sole_tls, stays};
 use crate::secret::SecretSource;
 use crate::upstream::{LoginFailure, Upstream};
 
@@ -92,7 +92,7 @@ async fn a_reload_request_reads_authorities_that_keep_changing() {
     let path = setup.folder.write("ca.pem", &stranger.authority);
     setup.settings.trust = Trust::Authorities(path);
     let upstream = setup.open().unwrap();
-    let current = || Arc::as_ptr(&upstream.dialer.tls().unwrap().current());
+    let current = || Arc::as_ptr(&sole_tls(&upstream).current());
     let first = current();
     let writes = async {
         for number in 0.. {

@@ -35,6 +35,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
+use super::transport::tls::upstream_tls::UpstreamTls;
 use super::{
     Error, Lease, LoginDescription, NoLease, PathKey, RefusalVerdict, RefusedRequest, Session,
     Upstream, UpstreamOpening,
@@ -46,6 +47,12 @@ use crate::secret::SecretSource;
 use crate::watched_files::ReloadSignal;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// TLS toward the only endpoint.
+fn sole_tls(upstream: &Upstream) -> &Arc<UpstreamTls> {
+    let sole = upstream.endpoints().sole().unwrap();
+    sole.dialer.tls().unwrap()
+}
 
 /// Waits until `condition` is true; fails with `what` after a timeout.
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -115,6 +122,8 @@ impl UpstreamSetup {
                 port: address.port(),
                 socket: None,
             },
+            more_endpoints: Vec::new(),
+            endpoint_policy: config::EndpointPolicy::default(),
             host: None,
             trust: Trust::PublicAuthorities,
             server_name: None,

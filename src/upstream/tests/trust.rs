@@ -22,13 +22,13 @@ use tokio_rustls::TlsAcceptor;
 
 use super::names::names;
 use super::server::{Reply, Webapp};
-use super::{Folder, TEST_TIMEOUT, UpstreamSetup, eventually, outbound, stays};
+use super::{Folder, TEST_TIMEOUT, UpstreamSetup, eventually, outbound, sole_tls, stays};
 use crate::config::Trust;
 use crate::lifecycle::TaskScope;
 use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
 use crate::upstream::transport::tcp_dialer::TcpDialer;
-use crate::upstream::transport::tls::upstream_tls::UpstreamTls;
+use crate::upstream::transport::tls::upstream_tls::{UpstreamTls, server_name};
 use crate::upstream::{Error, ResponseTimeout, SendErrorKind, Upstream, UpstreamConnections};
 
 /// An authority and a server certificate that it signed.
@@ -190,7 +190,7 @@ async fn authorities_follow_their_file_and_a_bad_file_changes_nothing() {
     setup.folder.write("ca.pem", &other_identity.authority);
     let upstream = setup.open().unwrap();
     assert!(connect(&setup, &upstream).await.is_err());
-    let current = || Arc::as_ptr(&upstream.dialer.tls().unwrap().current());
+    let current = || Arc::as_ptr(&sole_tls(&upstream).current());
     let first = current();
     setup
         .folder
@@ -231,6 +231,7 @@ async fn an_address_with_broken_tls_is_skipped() {
             memory: AddressMemory::default(),
             proxy: None,
             tls: Some(Arc::new(UpstreamTls::open(&settings).unwrap())),
+            server_name: Some(server_name(&settings, &settings.base).unwrap()),
             limit: TEST_TIMEOUT,
             upstream,
         };

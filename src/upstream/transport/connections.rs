@@ -15,15 +15,15 @@ use tokio::time::Instant;
 use tokio_util::either::Either;
 
 use super::dial_error::DialError;
+use super::endpoint_lane::{ChosenEndpoint, EndpointLane, EndpointLanes};
 use super::http1::OutboundRequest;
 use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
 use super::http1::response_body::UpstreamResponseBody;
-use super::pool::IdlePool;
 use super::send_error::{SendError, SendErrorKind};
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
-use crate::upstream::health::breaker::FailureSource;
+use crate::upstream::endpoints::{Endpoint, EndpointChoice};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -32,7 +32,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Debug)]
 pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
-    pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
+    lanes: EndpointLanes<B>,
 }
 
 impl<B> UpstreamConnections<B>
@@ -42,8 +42,8 @@ where
 {
     /// `tasks`: those of the worker's own runtime.
     pub fn new(upstream: Arc<Upstream>, tasks: &TaskSet) -> Self {
-        let pool = IdlePool::new(upstream.idle_timeout, tasks);
-        Self { upstream, pool }
+        let lanes = EndpointLanes::new(&upstream, tasks);
+        Self { upstream, lanes }
     }
 
     pub fn upstream(&self) -> &Arc<Upstream> {
@@ -55,56 +55,92 @@ where
         self.upstream.via()
     }
 
-    /// Like `send`, but over a new connection: where one pooled connection was dead, the others most
-    /// likely are too.
-    pub async fn send_fresh(
+    /// The endpoint for one request; None: no endpoint is in use that `choice` allows.
+    pub(crate) fn choose(&self, choice: EndpointChoice<'_>) -> Option<ChosenEndpoint<B>> {
+        self.lanes.choose(&self.upstream, choice)
+    }
+
+    /// The endpoint of this name once more; None: it is not in use any more.
+    pub(crate) fn choose_again(&self, name: &str) -> Option<ChosenEndpoint<B>> {
+        self.lanes.named(name)
+    }
+
+    /// Sends `request` to any endpoint.
+    pub async fn send(
         &self,
         request: OutboundRequest<'_, B>,
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
-        self.pool.close_idle();
-        self.send(request, timeout).await
+        let chosen = self.choose(EndpointChoice::default());
+        let chosen = chosen.ok_or_else(|| self.no_endpoint())?;
+        self.send_to(chosen, request, timeout).await
     }
 
-    /// Sends `request`, with the upstream's own `Host` if it has none, and returns the response head.
-    pub fn send<'a>(
+    /// The error of a request for which there is no endpoint.
+    pub(crate) fn no_endpoint(&self) -> SendError {
+        let upstream = Arc::clone(&self.upstream.name);
+        let source = DialError::NoEndpoint { upstream };
+        SendError::unsent(SendErrorKind::ConnectFailed, source.into())
+    }
+
+    /// Like `send_to`, but over a new connection: where one pooled connection was dead, the others most
+    /// likely are too.
+    pub(crate) async fn send_fresh(
+        &self,
+        chosen: ChosenEndpoint<B>,
+        request: OutboundRequest<'_, B>,
+        timeout: ResponseTimeout,
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
+        chosen.lane.pool.close_idle();
+        self.send_to(chosen, request, timeout).await
+    }
+
+    /// Sends `request`, with the endpoint's own `Host` if it has none, and returns the response head.
+    pub(crate) fn send_to<'a>(
         &'a self,
+        chosen: ChosenEndpoint<B>,
         mut request: OutboundRequest<'a, B>,
         timeout: ResponseTimeout,
-    ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> {
+    ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> + use<'a, B> {
         if !request.fields.contains("host") {
-            let host = Cow::Borrowed(&self.upstream.host);
+            // Cheap: the value is shared.
+            let host = Cow::Owned(chosen.lane.endpoint.host.clone());
             request.fields.push_own("host", host);
         }
-        match self.pool.take() {
+        match chosen.lane.pool.take() {
             Some(connection) => {
                 self.upstream
                     .metrics
                     .upstream_connects
                     .add(ConnectResult::Reused);
-                Either::Left(self.exchange(connection, true, request, timeout))
+                Either::Left(self.exchange(chosen, connection, true, request, timeout))
             }
-            None => Either::Right(Box::pin(self.send_over_new(request, timeout))),
+            None => Either::Right(Box::pin(self.send_over_new(chosen, request, timeout))),
         }
     }
 
     async fn send_over_new(
         &self,
+        chosen: ChosenEndpoint<B>,
         request: OutboundRequest<'_, B>,
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
-        match self.connect(timeout.until).await {
-            Ok(connection) => self.exchange(connection, false, request, timeout).await,
+        match self.connect(&chosen.lane, timeout.until).await {
+            Ok(connection) => {
+                self.exchange(chosen, connection, false, request, timeout)
+                    .await
+            }
             Err((kind, source)) => Err(SendError::unsent(kind, source)),
         }
     }
 
     async fn connect(
         &self,
+        lane: &EndpointLane<B>,
         end: Option<Instant>,
     ) -> Result<Box<UpstreamConnection<B>>, (SendErrorKind, BoxError)> {
-        let watch = DialWatch::begin(&self.upstream);
-        let dialed = self.upstream.dialer.dial(end).await;
+        let watch = DialWatch::begin(&self.upstream, &lane.endpoint);
+        let dialed = lane.endpoint.dialer.dial(end).await;
         watch.end(dialed.as_ref().err());
         let link = dialed.map_err(|failure| {
             let (label, kind) = match failure.is_timeout() {
@@ -115,7 +151,7 @@ where
             (kind, BoxError::from(failure))
         })?;
         let open = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
-        let home = Arc::downgrade(&self.pool);
+        let home = Arc::downgrade(&lane.pool);
         self.upstream
             .metrics
             .upstream_connects
@@ -125,14 +161,16 @@ where
 
     pub(in crate::upstream) fn exchange(
         &self,
+        chosen: ChosenEndpoint<B>,
         mut connection: Box<UpstreamConnection<B>>,
         is_reused: bool,
         request: OutboundRequest<'_, B>,
         timeout: ResponseTimeout,
     ) -> ExchangeFuture<'_, B> {
-        connection.begin(request);
+        connection.begin(request, chosen.in_flight);
         ExchangeFuture {
             connection: Some(connection),
+            lane: chosen.lane,
             is_reused,
             timeout,
             owner: self,
@@ -145,6 +183,7 @@ where
 pub(in crate::upstream) struct ExchangeFuture<'a, B> {
     /// None: it has ended.
     connection: Option<Box<UpstreamConnection<B>>>,
+    lane: Arc<EndpointLane<B>>,
     is_reused: bool,
     timeout: ResponseTimeout,
     owner: &'a UpstreamConnections<B>,
@@ -154,7 +193,10 @@ impl<B> Drop for ExchangeFuture<'_, B> {
     fn drop(&mut self) {
         // The client disconnected before the response.
         if let Some(connection) = &self.connection {
-            self.owner.abandoned(connection, &self.timeout);
+            if let Some(owed) = connection.owed_for() {
+                let health = &self.lane.endpoint.state.health;
+                health.abandoned(owed, self.timeout.first_byte);
+            }
         }
     }
 }
@@ -175,33 +217,29 @@ where
         let Some(connection) = self.connection.take() else {
             return Poll::Pending;
         };
-        let health = self.owner.upstream.health();
+        let endpoints = &self.owner.upstream.endpoints;
+        let state = &self.lane.endpoint.state;
         let failure = match head {
             Ok(head) => {
-                health.responded();
+                endpoints.responded(state, head.status());
                 return Poll::Ready(Ok(head.map(|()| UpstreamResponseBody::new(connection))));
             }
             Err(failure) => failure,
         };
         match &failure {
-            HeadFailure::Late => self.owner.abandoned(&connection, &timeout),
-            HeadFailure::Framing(_) => health.responded(),
+            HeadFailure::Late => {
+                if let Some(owed) = connection.owed_for() {
+                    endpoints.timed_out(state, owed, timeout.first_byte);
+                }
+            }
+            HeadFailure::Framing(_) => state.health.responded(),
             HeadFailure::Broken(_) => {}
         }
         let error = SendError::classify(failure, &connection, self.is_reused);
         if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
-            health.response_failed(FailureSource::Request, &error);
+            endpoints.response_failed(state, &error);
         }
         Poll::Ready(Err(error))
-    }
-}
-
-impl<B> UpstreamConnections<B> {
-    /// An exchange over `connection` has ended without a response: timeout, or the client disconnected.
-    fn abandoned(&self, connection: &UpstreamConnection<B>, timeout: &ResponseTimeout) {
-        if let Some(owed) = connection.owed_for() {
-            self.upstream.health().abandoned(owed, timeout.first_byte);
-        }
     }
 }
 
@@ -209,14 +247,16 @@ impl<B> UpstreamConnections<B> {
 /// it.
 struct DialWatch<'a> {
     upstream: &'a Upstream,
+    endpoint: &'a Endpoint,
     began: Instant,
     has_ended: bool,
 }
 
 impl<'a> DialWatch<'a> {
-    fn begin(upstream: &'a Upstream) -> Self {
+    fn begin(upstream: &'a Upstream, endpoint: &'a Endpoint) -> Self {
         Self {
             upstream,
+            endpoint,
             began: Instant::now(),
             has_ended: false,
         }
@@ -224,26 +264,26 @@ impl<'a> DialWatch<'a> {
 
     fn end(mut self, failure: Option<&DialError>) {
         self.has_ended = true;
-        let health = self.upstream.health();
+        let state = &self.endpoint.state;
         match failure {
             None => {}
             // Ended early by the deadline of the whole exchange.
             Some(failure) if failure.is_deadline() && self.began.elapsed() < self.limit() => {
-                health.abandoned(self.began.elapsed(), self.limit());
+                state.health.abandoned(self.began.elapsed(), self.limit());
             }
-            Some(failure) => health.connect_failed(FailureSource::Request, failure),
+            Some(failure) => self.upstream.endpoints.connect_failed(state, failure),
         }
     }
 
     fn limit(&self) -> Duration {
-        self.upstream.dialer.limit()
+        self.endpoint.dialer.limit()
     }
 }
 
 impl Drop for DialWatch<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            let health = self.upstream.health();
+            let health = &self.endpoint.state.health;
             health.abandoned(self.began.elapsed(), self.limit());
         }
     }

@@ -58,6 +58,10 @@ pub enum DialError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "no endpoint of upstream {upstream} is in use: all are drained, or no address is known"
+    )]
+    NoEndpoint { upstream: Arc<str> },
     #[error("no connection to {host} within {limit:?}: {waiting}")]
     TimedOut {
         host: String,

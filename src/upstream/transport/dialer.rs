@@ -7,7 +7,6 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::dial_error::DialError;
-use super::proxy_credentials::ProxyCredentials;
 use super::tcp_dialer::TcpDialer;
 use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::TrackedStream;
@@ -54,14 +53,6 @@ impl Dialer {
         match self {
             Self::Tcp(tcp) => tcp.limit,
             Self::Unix(unix) => unix.limit,
-        }
-    }
-
-    /// The gate's login at the proxy; None: there is none.
-    pub(in crate::upstream) fn proxy_login(&self) -> Option<&Arc<ProxyCredentials>> {
-        match self {
-            Self::Tcp(tcp) => tcp.proxy.as_ref()?.login.as_ref(),
-            Self::Unix(_) => None,
         }
     }
 

@@ -7,6 +7,7 @@ pub(super) mod connect_proxy;
 pub(super) mod connections;
 pub(super) mod dial_error;
 pub(super) mod dialer;
+pub(super) mod endpoint_lane;
 pub(super) mod framing;
 pub(super) mod http1;
 pub(super) mod keep_alive;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -43,6 +44,8 @@ pub(in crate::upstream) struct TcpDialer {
     /// Port, names and addresses are the proxy's if there is one.
     pub(in crate::upstream) proxy: Option<Arc<ConnectProxy>>,
     pub(in crate::upstream) tls: Option<Arc<UpstreamTls>>,
+    /// The name that is asked for, and that the certificate must have; None: plain HTTP.
+    pub(in crate::upstream) server_name: Option<ServerName<'static>>,
     /// For everything from the name to the end of the handshake.
     pub(in crate::upstream) limit: Duration,
     /// For error messages that name the configuration key.
@@ -92,7 +95,7 @@ impl TcpDialer {
         tunnel: Option<Tunnel>,
     ) -> impl Future<Output = Result<TrackedStream, AttemptError>> + Send + use<> {
         let tls = self.tls.as_deref();
-        let tls = tls.map(|tls| (tls.current(), tls.server_name()));
+        let tls = tls.map(UpstreamTls::current).zip(self.server_name.clone());
         let upstream = Arc::clone(&self.upstream);
         async move {
             let tcp = TcpStream::connect(address).await;

@@ -12,25 +12,22 @@ use crate::config::{BaseAddress, CertificateFiles, ProxyConfig};
 /// The longest path of a Unix socket in bytes (`sockaddr_un`, which has room for 108 with a NUL).
 const MAX_SOCKET_PATH: usize = 107;
 
-pub(super) fn address(table: &ConfigTable<'_>) -> Option<BaseAddress> {
-    table.required("url", base, "\"https://service.internal:443\"")
-}
-
 /// The login must not travel in the clear to another host without `allow_plaintext`.
 pub(super) fn require_privacy(
     table: &ConfigTable<'_>,
-    base: Option<&BaseAddress>,
+    addresses: Option<&[BaseAddress]>,
     proxy: Option<&ProxyConfig>,
 ) {
     let may_be_plaintext = table.or("allow_plaintext", flag, false);
-    if may_be_plaintext || !base.is_some_and(|base| is_readable_on_the_way(base, proxy)) {
+    let mut addresses = addresses.into_iter().flatten();
+    if may_be_plaintext || !addresses.any(|base| is_readable_on_the_way(base, proxy)) {
         return;
     }
     let reason = match proxy {
         None => "must be https: the login would travel in the clear",
         Some(_) => "must be https: the login would travel in the clear, to and behind the proxy",
     };
-    table.complain("url", reason, "or set allow_plaintext = true");
+    table.complain(address_key(table), reason, "or set allow_plaintext = true");
 }
 
 /// Whether others on the network could read the requests. Behind a proxy on another host, loopback is
@@ -41,7 +38,7 @@ fn is_readable_on_the_way(base: &BaseAddress, proxy: Option<&ProxyConfig>) -> bo
 }
 
 /// The text is never repeated: it may hold a password.
-fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
+pub(super) fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
     let suggestion = "such as \"https://service.internal:443\"";
     let bad = |reason: &str| {
         value.complain(reason, suggestion);
@@ -174,6 +171,14 @@ pub(super) fn client_certificate(table: &ConfigTable<'_>) -> Option<CertificateF
     })
 }
 
+/// The key that names the address.
+fn address_key(table: &ConfigTable<'_>) -> &'static str {
+    match table.has("endpoints") {
+        true => "endpoints",
+        false => "url",
+    }
+}
+
 /// Keys that only matter with TLS.
 pub(super) fn warn_without_tls(table: &ConfigTable<'_>, base: &BaseAddress) {
     let of_tls = ["ca", "pins", "server_name", "client_certificate"];
@@ -184,5 +189,5 @@ pub(super) fn warn_without_tls(table: &ConfigTable<'_>, base: &BaseAddress) {
         None => "is http: ca, pins, server_name and client_certificate have no effect",
         Some(_) => "is a Unix socket: ca, pins, server_name and client_certificate have no effect",
     };
-    table.warn("url", reason, "");
+    table.warn(address_key(table), reason, "");
 }

@@ -8,10 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
+use super::endpoint_keys::{addresses, endpoint_policy};
 use super::profile_routing::UpstreamNames;
 use super::proxy_keys::proxy;
 use super::upstream_address_keys::{
-    address, client_certificate, host_field, require_privacy, server_name, warn_without_tls,
+    client_certificate, host_field, require_privacy, server_name, warn_without_tls,
 };
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret, secret_that};
@@ -56,12 +57,15 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
             "",
         );
     }
-    let base = address(table);
-    let proxy = proxy(table, base.as_ref());
-    require_privacy(table, base.as_ref(), proxy.as_ref());
+    let addresses = addresses(table);
+    let proxy = proxy(table, addresses.as_ref().map(|addresses| &addresses[0]));
+    require_privacy(table, addresses.as_deref(), proxy.as_ref());
+    let endpoint_policy = endpoint_policy(table, addresses.as_deref(), proxy.as_ref());
     let concurrency = table.or("concurrency", number(1..=100_000), 64);
     let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
     let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
+    let mut addresses = addresses.unwrap_or_default().into_iter();
+    let first = addresses.next();
     let upstream = UpstreamConfig {
         name: Arc::from(name),
         trust: trust(table),
@@ -87,7 +91,9 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
             .read("probe", probe)
             .unwrap_or_else(|| profile.probe.map(PathAndQuery::from_static)),
         required: table.or("required", flag, true),
-        base: base?,
+        more_endpoints: addresses.collect(),
+        endpoint_policy,
+        base: first?,
     };
     warn_without_tls(table, &upstream.base);
     Some(upstream)

@@ -81,11 +81,15 @@ async fn logins_probes_and_requests_take_the_same_way() {
     // The gate's own probe of an upstream that is in doubt.
     let failure = std::io::Error::other("made up");
     for _ in 0..20 {
-        upstream
-            .health()
+        let sole = upstream.endpoints().sole().unwrap();
+        sole.state
+            .health
             .connect_failed(FailureSource::Request, &failure);
     }
-    eventually("the probe has succeeded", || upstream.health().is_quiet()).await;
+    eventually("the probe has succeeded", || {
+        upstream.endpoints().has_quiet()
+    })
+    .await;
     let calls = webapp.calls();
     let probes = calls
         .iter()

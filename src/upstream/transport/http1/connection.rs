@@ -22,6 +22,7 @@ use super::{OutboundRequest, ResponseError};
 use crate::clock;
 use crate::lazy_timer::LazyTimer;
 use crate::metrics::GaugeGuard;
+use crate::upstream::endpoints::InFlightRequest;
 use crate::upstream::transport::framing::{FramingError, reframe};
 use crate::upstream::transport::keep_alive::KeepAlive;
 use crate::upstream::transport::pool::{IdlePool, PooledConnection};
@@ -79,6 +80,7 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     timer: Pin<Box<LazyTimer>>,
     home: Weak<IdlePool<Self>>,
     _open: GaugeGuard,
+    in_flight: Option<InFlightRequest>,
     /// What the upstream has announced in `Keep-Alive`.
     usable_for: Option<Duration>,
     usable_until: Option<Instant>,
@@ -110,6 +112,7 @@ impl<B> UpstreamConnection<B> {
             timer: Box::pin(LazyTimer::new(Instant::now() + FAR)),
             home,
             _open: open,
+            in_flight: None,
             usable_for: None,
             usable_until: None,
         })
@@ -185,8 +188,13 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    /// Takes `request`; `poll_head` sends it.
-    pub(in crate::upstream) fn begin(&mut self, request: OutboundRequest<'_, B>) {
+    /// Takes `request`; `poll_head` sends it. `in_flight` counts it until its response has ended.
+    pub(in crate::upstream) fn begin(
+        &mut self,
+        request: OutboundRequest<'_, B>,
+        in_flight: Option<InFlightRequest>,
+    ) {
+        self.in_flight = in_flight;
         self.stream.forget_received();
         self.method.clone_from(request.method);
         self.request.begin(request);
@@ -324,6 +332,7 @@ where
             return; // closed
         }
         self.state = ExchangeState::Idle;
+        self.in_flight = None;
         self.received = BytesMut::new();
         self.request.rest();
         if let Some(home) = self.home.upgrade()

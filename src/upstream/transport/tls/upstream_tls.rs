@@ -27,7 +27,6 @@ pub(in crate::upstream) struct UpstreamTls {
     current: ArcSwap<TlsGeneration>,
     /// From which the next generation is made.
     parts: Mutex<TlsParts>,
-    name: ServerName<'static>,
     /// For messages that name the configuration key.
     upstream: Arc<str>,
     /// The file of private authorities; None: there is none.
@@ -59,6 +58,18 @@ struct OwnCertificateFiles {
     files: WatchedFiles,
 }
 
+/// The name that is asked for at `base`, and that the certificate there must have.
+pub(in crate::upstream) fn server_name(
+    settings: &config::UpstreamConfig,
+    base: &config::BaseAddress,
+) -> Result<ServerName<'static>, Error> {
+    let name = settings.server_name.as_ref().unwrap_or(&base.host).clone();
+    ServerName::try_from(name.clone()).map_err(|_| Error::Trust {
+        upstream: Arc::clone(&settings.name),
+        source: TrustError::BadName { name },
+    })
+}
+
 impl UpstreamTls {
     /// Reads the files of authorities and of the gate's own certificate, where there are any. A
     /// certificate that is not valid now is used nevertheless: the upstream decides.
@@ -68,10 +79,9 @@ impl UpstreamTls {
             upstream: Arc::clone(upstream),
             source,
         };
-        let name = settings.server_name.as_ref();
-        let name = name.unwrap_or(&settings.base.host).clone();
-        let server_name = ServerName::try_from(name.clone());
-        let server_name = server_name.map_err(|_| bad_trust(TrustError::BadName { name }))?;
+        for base in settings.addresses() {
+            server_name(settings, base)?;
+        }
         let trust = TrustVerifier::open(&settings.trust, upstream).map_err(bad_trust)?;
         let mut certificate = None;
         let mut own_files = None;
@@ -92,7 +102,6 @@ impl UpstreamTls {
         Ok(Self {
             current: ArcSwap::from_pointee(parts.generation()),
             parts: Mutex::new(parts),
-            name: server_name,
             upstream: Arc::clone(upstream),
             authorities: trust.authorities,
             own_files,
@@ -102,11 +111,6 @@ impl UpstreamTls {
     /// The settings for a handshake that begins now.
     pub(in crate::upstream) fn current(&self) -> Arc<TlsGeneration> {
         self.current.load_full()
-    }
-
-    /// The name that is asked for, and that the upstream's certificate must have.
-    pub(in crate::upstream) fn server_name(&self) -> ServerName<'static> {
-        self.name.clone()
     }
 
     /// The gate's own certificate.
