@@ -10,13 +10,13 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-mod endpoint;
+mod endpoint_metrics;
 mod families;
 mod label;
 mod route_counts;
 mod upstream;
 
-pub use endpoint::EndpointMetrics;
+pub use endpoint_metrics::EndpointMetrics;
 pub use label::{
     Blame, ClientLoginOutcome, ConnectResult, ConnectionEnd, CounterFamily, GaugeGuard, LabelSet,
     LimitOutcome, LoginOutcome, ProbeOutcome, Reason, ReloadResult, RetryReason, SentCredential,
@@ -25,7 +25,7 @@ pub use label::{
 pub use route_counts::RouteCounts;
 pub use upstream::UpstreamMetrics;
 
-use endpoint::EndpointFamilies;
+use endpoint_metrics::EndpointFamilies;
 use families::{counter, family, gauge, gauges, histogram_by, plain_histogram, process_metrics};
 use upstream::UpstreamFamilies;
 

@@ -19,16 +19,15 @@ use crate::secret;
 use crate::shares::ShareKey;
 
 mod api_key;
+mod connections;
 mod endpoints;
 mod fair_queue;
 mod health;
-mod health_prober;
 mod login;
 #[cfg(fuzzing)]
 pub mod login_fuzz;
 mod materials;
 mod opening;
-mod own_requests;
 mod permits;
 #[cfg(fuzzing)]
 pub mod response_fuzz;
@@ -38,6 +37,7 @@ mod transport;
 mod trial;
 
 pub use api_key::BadApiKey;
+pub use connections::{ChosenEndpoint, UpstreamConnections};
 pub use endpoints::{EndpointChoice, EndpointReport, EndpointSet};
 pub use health::UpstreamOutage;
 pub use login::call::LoginError;
@@ -57,9 +57,7 @@ pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use transport::connect_proxy::{ProxyAnswer, ProxyError};
-pub use transport::connections::UpstreamConnections;
 pub use transport::dial_error::{DialError, SocketFault, WaitingFor};
-pub use transport::endpoint_lane::ChosenEndpoint;
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
@@ -74,10 +72,10 @@ pub use transport::tls::trust::TrustError;
 pub use trial::{ReachedEndpoint, TrialError, UpstreamTrial};
 
 use api_key::UpstreamApiKey;
+use endpoints::own_requests::OwnRequests;
 use endpoints::{AddressDiscovery, EndpointFactory, EndpointTasks};
 use login::plan::LoginPlan;
 use login::task::{LoginScope, LoginTask};
-use own_requests::OwnRequests;
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +165,7 @@ impl Upstream {
             stop: scope.stop.clone(),
         });
         upstream.watch_files(&scope, &opening, &factory);
-        upstream.run_endpoints(&scope, &opening, factory);
+        upstream.run_endpoints(&scope, opening, factory);
         Ok(upstream)
     }
 
@@ -278,7 +276,7 @@ impl Upstream {
     fn run_endpoints(
         &self,
         scope: &TaskScope,
-        opening: &UpstreamOpening<'_>,
+        opening: UpstreamOpening<'_>,
         factory: EndpointFactory,
     ) {
         let tasks = EndpointTasks {
@@ -296,7 +294,7 @@ impl Upstream {
         let discovery = AddressDiscovery {
             factory,
             tasks,
-            names: DnsResolver::of_this_host(),
+            names: opening.names.unwrap_or_else(DnsResolver::of_this_host),
             scope: scope.clone(),
             before: opening.before.map(|before| Arc::clone(&before.endpoints)),
         };

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use http::Version;
 
+use super::endpoints::own_requests::OwnRequests;
 use super::endpoints::{EndpointFactory, EndpointSet};
 use super::login::lease_store::SealedLeaseStore;
 use super::login::login_budget::LoginBudgets;
 use super::materials::UpstreamMaterials;
-use super::own_requests::OwnRequests;
 use super::{Error, Upstream};
 use crate::config::{self, AddressResolution};
+use crate::dns::DnsResolver;
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::via::GatewayVia;
@@ -28,6 +29,8 @@ pub struct UpstreamOpening<'a> {
     pub(super) reload_signal: ReloadSignal,
     via: Option<GatewayVia>,
     materials: Option<UpstreamMaterials>,
+    /// Looks the name of endpoints up.
+    pub(super) names: Option<DnsResolver>,
 }
 
 impl<'a> UpstreamOpening<'a> {
@@ -46,6 +49,7 @@ impl<'a> UpstreamOpening<'a> {
             reload_signal: ReloadSignal::default(),
             via: None,
             materials: None,
+            names: None,
         }
     }
 
@@ -53,6 +57,13 @@ impl<'a> UpstreamOpening<'a> {
     #[must_use]
     pub fn of(self, materials: Option<UpstreamMaterials>) -> Self {
         Self { materials, ..self }
+    }
+
+    /// Looks the name of endpoints up with `names`.
+    #[cfg(test)]
+    pub(super) fn looked_up_by(self, names: DnsResolver) -> Self {
+        let names = Some(names);
+        Self { names, ..self }
     }
 
     /// Uses this name in `Via`.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http::Version;
 
+use super::endpoints::own_requests::OwnRequests;
 use super::endpoints::{EndpointSet, endpoints_at_once};
 use super::login::call::{LoginCall, LoginError};
 use super::login::description::LoginDescription;
 use super::login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use super::materials::UpstreamMaterials;
-use super::own_requests::OwnRequests;
 use super::transport::dial_error::DialError;
 use crate::config::{self, AddressResolution};
 use crate::dns::DnsResolver;

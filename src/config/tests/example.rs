@@ -47,6 +47,7 @@ fn the_example_shows_the_defaults() {
     shown.upstreams[0].host = None;
     shown.upstreams[0].client_certificate = None;
     shown.upstreams[0].proxy = None;
+    shown.upstreams[0].endpoint_policy.health_check = None;
     shown.users.first_admin = None;
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();

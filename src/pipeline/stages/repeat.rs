@@ -1,5 +1,5 @@
-//! Stage 5, the repeats of an exchange: on a fresh connection when a kept-alive one turned out to be dead,
-//! and at another endpoint of the upstream. A request that may have been acted on is repeated only if
+//! Stage 5: sends a request, and sends it again on a fresh connection when a kept-alive one turned out to be
+//! dead, and at another endpoint of the upstream. A request that may have been acted on is repeated only if
 //! doing it twice is harmless.
 
 use std::sync::Arc;
@@ -9,19 +9,63 @@ use tokio::time::Instant;
 
 use super::inject::{Inbound, UpstreamCredential, inject};
 use super::upstream_exchange::{Forwarder, UpstreamResponse, rejection};
+use crate::clock;
 use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
+use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::reject::Rejection;
 use crate::upstream::{SendError, SendErrorKind};
 
+impl Forwarder<'_> {
+    /// Sends the request; again where it got no response and is safe to repeat.
+    pub(super) async fn send(
+        &self,
+        request: &Inbound<'_>,
+        body: RequestBody,
+        credential: &UpstreamCredential,
+        entry: &mut AccessLogEntry,
+    ) -> Result<UpstreamResponse, Rejection> {
+        let metrics = &self.upstream().metrics;
+        let chosen = self.choose(&[]);
+        let chosen = chosen.ok_or_else(|| rejection(request, self.connections.no_endpoint()))?;
+        metrics.upstream_requests.add(credential.label());
+        let mut endpoint = None;
+        let endpoints = self.upstream().endpoints();
+        if endpoints.has_several() {
+            endpoints.note_request();
+            entry.set_endpoint(chosen.name());
+            endpoint = Some(Arc::clone(chosen.name()));
+        }
+        let outbound = inject(request, body, credential).into_request();
+        let start = clock::now();
+        let sent = self.connections.send_to(chosen, outbound, self.timeout());
+        match sent.await {
+            Ok(response) if endpoint.is_none() || !is_retriable(response.status()) => {
+                let seconds = clock::now().duration_since(start).as_secs_f64();
+                metrics.first_byte_seconds.observe(seconds);
+                Ok(response)
+            }
+            outcome => {
+                let repeat = Repeat {
+                    forwarder: self,
+                    request,
+                    credential,
+                    endpoint,
+                };
+                Box::pin(repeat.after(outcome, entry)).await
+            }
+        }
+    }
+}
+
 /// One request that may have to be sent again.
 #[derive(Debug)]
-pub(super) struct Repeat<'a> {
-    pub(super) forwarder: &'a Forwarder<'a>,
-    pub(super) request: &'a Inbound<'a>,
-    pub(super) credential: &'a UpstreamCredential,
+struct Repeat<'a> {
+    forwarder: &'a Forwarder<'a>,
+    request: &'a Inbound<'a>,
+    credential: &'a UpstreamCredential,
     /// Where it was sent to; None: the upstream has one endpoint.
-    pub(super) endpoint: Option<Arc<str>>,
+    endpoint: Option<Arc<str>>,
 }
 
 type SendOutcome = Result<UpstreamResponse, SendError>;
@@ -37,7 +81,7 @@ enum NextTry {
 impl Repeat<'_> {
     /// Sends the request again after `outcome`, as often as that is safe; returns the response for the
     /// client.
-    pub(super) async fn after(
+    async fn after(
         self,
         mut outcome: SendOutcome,
         entry: &mut AccessLogEntry,
@@ -128,9 +172,6 @@ impl Repeat<'_> {
 }
 
 /// Whether a response says that the endpoint could not serve the request, and another one may.
-pub(super) fn is_retriable(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    )
+fn is_retriable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 502..=504)
 }

@@ -1,5 +1,5 @@
-//! Stage 5, the exchange itself: waits for an upstream permit and sends a request. `repeat` sends it
-//! again where that is safe.
+//! Stage 5, the exchange itself: what it needs, its upstream permit and its endpoint. `repeat` sends the
+//! request, again where that is safe.
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -8,12 +8,9 @@ use http::uri::PathAndQuery;
 use http::{Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::inject::{Inbound, UpstreamCredential, inject, probe};
-use super::repeat::{Repeat, is_retriable};
-use crate::clock;
+use super::inject::{Inbound, UpstreamCredential, probe};
 use crate::config::{self, EndpointAffinity, Route};
 use crate::identity::Client;
-use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::PermitState;
 use crate::pipeline::body::request_body::{BodyFailure, RequestBody};
 use crate::pipeline::peer::share_owner;
@@ -96,46 +93,6 @@ impl<'a> Forwarder<'a> {
             tried,
             must_be_up: !tried.is_empty(),
         })
-    }
-
-    /// Sends the request; again where it got no response and is safe to repeat.
-    pub(super) async fn send(
-        &self,
-        request: &Inbound<'_>,
-        body: RequestBody,
-        credential: &UpstreamCredential,
-        entry: &mut AccessLogEntry,
-    ) -> Result<UpstreamResponse, Rejection> {
-        let metrics = &self.upstream().metrics;
-        let chosen = self.choose(&[]);
-        let chosen = chosen.ok_or_else(|| rejection(request, self.connections.no_endpoint()))?;
-        metrics.upstream_requests.add(credential.label());
-        let mut endpoint = None;
-        let endpoints = self.upstream().endpoints();
-        if endpoints.has_several() {
-            endpoints.note_request();
-            entry.set_endpoint(chosen.name());
-            endpoint = Some(Arc::clone(chosen.name()));
-        }
-        let outbound = inject(request, body, credential).into_request();
-        let start = clock::now();
-        let sent = self.connections.send_to(chosen, outbound, self.timeout());
-        match sent.await {
-            Ok(response) if endpoint.is_none() || !is_retriable(response.status()) => {
-                let seconds = clock::now().duration_since(start).as_secs_f64();
-                metrics.first_byte_seconds.observe(seconds);
-                Ok(response)
-            }
-            outcome => {
-                let repeat = Repeat {
-                    forwarder: self,
-                    request,
-                    credential,
-                    endpoint,
-                };
-                Box::pin(repeat.after(outcome, entry)).await
-            }
-        }
     }
 
     /// How long the upstream may take to respond.

@@ -70,7 +70,7 @@ impl EndpointSet {
             (false, true) => return Some(other),
             _ => {}
         }
-        let (mut load, mut other_load) = (first.in_flight(), second.in_flight());
+        let (mut load, mut other_load) = (first.in_flight.get(), second.in_flight.get());
         // Failing fast must not look like being free.
         if first.failures() > 0 {
             load = load.max(other_load);

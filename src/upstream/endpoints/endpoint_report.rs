@@ -27,7 +27,7 @@ impl EndpointSet {
             upstream: Arc::clone(&self.upstream),
             endpoint: Arc::clone(&state.name),
             is_drained: state.is_drained(),
-            in_flight: state.in_flight(),
+            in_flight: state.in_flight.get(),
             trouble: trouble(state),
         };
         states.map(report).collect()

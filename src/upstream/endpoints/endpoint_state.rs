@@ -1,9 +1,8 @@
 //! What is known of one endpoint. It belongs to the endpoint's address and not to a configuration, so it
 //! survives reloads.
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -16,6 +15,7 @@ use crate::clock;
 use crate::config::EjectionRules;
 use crate::metrics::EndpointMetrics;
 use crate::upstream::health::EndpointHealth;
+use crate::upstream::transport::in_flight_count::InFlightCount;
 
 /// The least share of an endpoint that has just become available.
 const MIN_RAMP: f64 = 0.1;
@@ -27,7 +27,7 @@ pub(in crate::upstream) struct EndpointState {
     pub(in crate::upstream) name: Arc<str>,
     pub(in crate::upstream) health: Arc<EndpointHealth>,
     /// Requests sent to it that have not ended, bodies included. Counted with several endpoints only.
-    in_flight: AtomicUsize,
+    pub(in crate::upstream) in_flight: Arc<InFlightCount>,
     outlier: Mutex<OutlierRecord>,
     /// `outlier` has something that a success would change.
     is_noted: AtomicBool,
@@ -64,7 +64,7 @@ impl EndpointState {
         Arc::new(Self {
             name,
             health,
-            in_flight: AtomicUsize::new(0),
+            in_flight: InFlightCount::new(metrics.as_ref().map(|one| one.in_flight.clone())),
             outlier: Mutex::default(),
             is_noted: AtomicBool::new(false),
             is_ejected: AtomicBool::new(false),
@@ -94,7 +94,7 @@ impl EndpointState {
         })
     }
 
-    pub(super) fn is_ejected(&self) -> bool {
+    pub(in crate::upstream) fn is_ejected(&self) -> bool {
         self.is_ejected.load(Ordering::Relaxed)
     }
 
@@ -111,10 +111,6 @@ impl EndpointState {
     /// Takes it out of use, or back. False: it was so already.
     pub(super) fn set_drained(&self, is_drained: bool) -> bool {
         self.is_drained.swap(is_drained, Ordering::Relaxed) != is_drained
-    }
-
-    pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Failed requests since its last success.
@@ -214,38 +210,8 @@ impl EndpointState {
 }
 
 /// Whether a response with this status counts against its endpoint. 501 and 505 are about the request.
-pub(in crate::upstream) fn is_endpoint_failure(status: StatusCode) -> bool {
+pub(super) fn is_endpoint_failure(status: StatusCode) -> bool {
     status.is_server_error()
         && status != StatusCode::NOT_IMPLEMENTED
         && status != StatusCode::HTTP_VERSION_NOT_SUPPORTED
-}
-
-/// Counts a request to an endpoint for as long as it lives.
-pub(in crate::upstream) struct InFlightRequest(Arc<EndpointState>);
-
-impl InFlightRequest {
-    pub(in crate::upstream) fn begin(state: &Arc<EndpointState>) -> Self {
-        state.in_flight.fetch_add(1, Ordering::Relaxed);
-        if let Some(metrics) = &state.metrics {
-            metrics.in_flight.inc();
-        }
-        Self(Arc::clone(state))
-    }
-}
-
-impl Drop for InFlightRequest {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if let Some(metrics) = &self.0.metrics {
-            metrics.in_flight.dec();
-        }
-    }
-}
-
-impl fmt::Debug for InFlightRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("InFlightRequest")
-            .field(&self.0.name)
-            .finish()
-    }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::health_checker::HealthChecker;
+use super::health_prober::EndpointProber;
+use super::own_requests::OwnRequests;
 use super::{Endpoint, EndpointSet};
 use crate::config::EndpointPolicy;
 use crate::lifecycle::TaskScope;
 use crate::metrics::UpstreamMetrics;
-use crate::upstream::health_prober::EndpointProber;
-use crate::upstream::own_requests::OwnRequests;
 use crate::upstream::transport::dialer::Dialer;
 
 /// What the tasks of the endpoints of one upstream have in common.

@@ -7,12 +7,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::check_record::CheckState;
+use super::own_requests::OwnRequests;
 use super::{Endpoint, EndpointSet};
 use crate::config::HealthCheckRules;
 use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::ProbeOutcome;
-use crate::upstream::own_requests::OwnRequests;
 
 /// Checks one endpoint at intervals.
 #[derive(Debug)]

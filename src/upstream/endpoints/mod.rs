@@ -9,11 +9,15 @@ mod check_record;
 mod discovery;
 mod endpoint_choice;
 mod endpoint_factory;
+mod endpoint_list;
+mod endpoint_outcomes;
 mod endpoint_report;
 mod endpoint_state;
 mod endpoint_tasks;
 mod health_checker;
+mod health_prober;
 mod outlier_record;
+pub(super) mod own_requests;
 mod retry_budget;
 
 pub use endpoint_choice::EndpointChoice;
@@ -21,51 +25,29 @@ pub use endpoint_report::EndpointReport;
 
 pub(super) use discovery::{AddressDiscovery, endpoints_at_once};
 pub(super) use endpoint_factory::{EndpointFactory, host};
-pub(super) use endpoint_state::{EndpointState, InFlightRequest, is_endpoint_failure};
+pub(super) use endpoint_list::{Endpoint, EndpointList};
+pub(super) use endpoint_state::EndpointState;
 pub(super) use endpoint_tasks::EndpointTasks;
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::{join_all, select_all};
-use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::health::UpstreamOutage;
-use super::health::breaker::{FailureSource, UpstreamPass};
+use super::health::breaker::UpstreamPass;
 use super::transport::dial_error::DialError;
-use super::transport::dialer::Dialer;
-use crate::config::{
-    AddressResolution, BaseAddress, EndpointAffinity, EndpointPolicy, UpstreamConfig,
-};
+use crate::config::{AddressResolution, EndpointAffinity, EndpointPolicy, UpstreamConfig};
 use endpoint_state::EndpointRank;
 use retry_budget::RetryBudget;
 
 /// After which a request may try again while no endpoint is known, or all are drained.
 const RETRY_WITHOUT_ENDPOINT: Duration = Duration::from_secs(1);
-
-/// One server of an upstream, and how it is reached.
-#[derive(Debug)]
-pub(super) struct Endpoint {
-    pub(super) state: Arc<EndpointState>,
-    pub(super) base: BaseAddress,
-    /// The `Host` field of requests to it.
-    pub(super) host: HeaderValue,
-    pub(super) dialer: Dialer,
-}
-
-/// The endpoints of one moment, in the order of the file or of their addresses.
-#[derive(Debug, Default)]
-pub(super) struct EndpointList {
-    /// Another list has another number.
-    pub(super) generation: u64,
-    pub(super) endpoints: Vec<Arc<Endpoint>>,
-}
 
 /// The endpoints of one upstream, shared by all workers.
 #[derive(Debug)]
@@ -287,87 +269,6 @@ impl EndpointSet {
         }
     }
 
-    /// A response head has arrived from `state`.
-    #[inline]
-    pub(super) fn responded(&self, state: &Arc<EndpointState>, status: StatusCode) {
-        state.health.responded();
-        if self.sole.is_none() {
-            self.note_response(state, status);
-        }
-    }
-
-    fn note_response(&self, state: &Arc<EndpointState>, status: StatusCode) {
-        let is_failure = is_endpoint_failure(status);
-        if let Some(metrics) = &state.metrics {
-            metrics.note_response(is_failure);
-        }
-        let Some(rules) = &self.policy.ejection else {
-            return;
-        };
-        if is_failure {
-            let cause = format!("status {}", status.as_u16());
-            self.note_failure(state, &cause);
-        } else if state.note_success(rules) {
-            info!(upstream = %self.upstream, endpoint = %state.name,
-                "the endpoint works again; it gets requests");
-            state.begin_ramp();
-        }
-    }
-
-    /// A request to `state` got no connection.
-    pub(super) fn connect_failed(&self, state: &Arc<EndpointState>, failure: &DialError) {
-        state.health.connect_failed(FailureSource::Request, failure);
-        if let Some(metrics) = &state.metrics {
-            metrics.note_no_connection();
-        }
-        self.note_failure(state, &"no connection");
-    }
-
-    /// A request to `state` got no response over its connection.
-    pub(super) fn response_failed(
-        &self,
-        state: &Arc<EndpointState>,
-        failure: &(dyn Error + 'static),
-    ) {
-        state
-            .health
-            .response_failed(FailureSource::Request, failure);
-        self.note_no_response(state);
-    }
-
-    /// The same, after a timeout; `owed`: how long the endpoint had not responded, of at most `limit`.
-    pub(super) fn timed_out(&self, state: &Arc<EndpointState>, owed: Duration, limit: Duration) {
-        state.health.abandoned(owed, limit);
-        self.note_no_response(state);
-    }
-
-    fn note_no_response(&self, state: &Arc<EndpointState>) {
-        if let Some(metrics) = &state.metrics {
-            metrics.note_no_response();
-        }
-        self.note_failure(state, &"no response");
-    }
-
-    #[cold]
-    fn note_failure(&self, state: &Arc<EndpointState>, cause: &dyn std::fmt::Display) {
-        let Some(rules) = self.policy.ejection.as_ref().filter(|_| self.has_several()) else {
-            return;
-        };
-        if !state.note_failure(rules) {
-            return;
-        }
-        let _ejecting = self.ejecting.lock();
-        if !self.list.load().may_eject(state) {
-            return;
-        }
-        let pause = state.eject(rules);
-        if let Some(metrics) = &state.metrics {
-            metrics.ejections.inc();
-        }
-        warn!(upstream = %self.upstream, endpoint = %state.name, seconds = pause.as_secs_f64(), cause = %cause,
-            "the endpoint is ejected: its requests failed; others get them");
-    }
-
     /// A request of a client is sent.
     pub(crate) fn note_request(&self) {
         self.retries.note_request();
@@ -411,29 +312,5 @@ impl EndpointSet {
                 "no endpoint is healthy: requests go to those that are least bad"),
             false => info!(upstream = %self.upstream, "an endpoint is healthy again"),
         }
-    }
-}
-
-impl EndpointList {
-    fn undrained(&self) -> impl Iterator<Item = &Arc<EndpointState>> {
-        let states = self.endpoints.iter().map(|endpoint| &endpoint.state);
-        states.filter(|state| !state.is_drained())
-    }
-
-    /// Whether at most half of the endpoints are out when this one is too.
-    fn may_eject(&self, candidate: &Arc<EndpointState>) -> bool {
-        let states = self.endpoints.iter().map(|endpoint| &endpoint.state);
-        let others = states.filter(|state| !Arc::ptr_eq(state, candidate));
-        let out = others.filter(|state| state.is_out()).count();
-        out < self.endpoints.len() / 2
-    }
-
-    /// Ends ejections until at most half of the endpoints are ejected.
-    fn pardon_surplus(&self) {
-        let states = self.endpoints.iter().map(|endpoint| &endpoint.state);
-        let ejected = states.filter(|state| state.is_ejected());
-        ejected
-            .skip(self.endpoints.len() / 2)
-            .for_each(|state| state.pardon());
     }
 }

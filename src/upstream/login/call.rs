@@ -17,10 +17,10 @@ use crate::clock::{self, Deadline};
 use crate::config;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
+use crate::upstream::endpoints::own_requests::{CallError, OwnRequests};
 use crate::upstream::endpoints::{EndpointSet, EndpointState};
 use crate::upstream::health::EndpointHealth;
 use crate::upstream::health::breaker::FailureSource;
-use crate::upstream::own_requests::{CallError, OwnRequests};
 use crate::upstream::transport::dial_error::DialError;
 
 const MAX_ANSWER: usize = 64 * 1024;

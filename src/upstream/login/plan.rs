@@ -12,7 +12,7 @@ use super::description::{LoginDescription, TokenInjection};
 use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use crate::config;
 use crate::secret::Secret;
-use crate::upstream::own_requests::OwnRequests;
+use crate::upstream::endpoints::own_requests::OwnRequests;
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Header fields that carry a token.

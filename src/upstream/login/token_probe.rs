@@ -19,7 +19,7 @@ use crate::config;
 use crate::error_chain::chain;
 use crate::metrics::UpstreamMetrics;
 use crate::secret::Secret;
-use crate::upstream::own_requests::OwnRequests;
+use crate::upstream::endpoints::own_requests::OwnRequests;
 
 /// Timeout of connecting, and again of the request and the response head.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,6 +10,7 @@ mod connections;
 mod description;
 mod dialing;
 mod dying_connections;
+mod endpoints;
 mod failures;
 mod fair_queue;
 mod file_reload;

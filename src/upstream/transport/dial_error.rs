@@ -154,7 +154,7 @@ impl DialError {
     }
 
     /// Whether the gate itself stopped waiting.
-    pub(super) fn is_deadline(&self) -> bool {
+    pub(in crate::upstream) fn is_deadline(&self) -> bool {
         match self {
             Self::TimedOut { .. } => true,
             Self::ProxyUnreachable { source, .. } => source.is_deadline(),

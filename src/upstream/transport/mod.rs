@@ -1,15 +1,14 @@
-//! Connections of one worker to an upstream. Start at `connections.rs`, which sends a request;
-//! `dialer.rs` opens connections, `http1/` drives one, `pool.rs` keeps the idle ones.
+//! Connections to one server: `dialer.rs` opens them, `http1/` drives one, `pool.rs` keeps the idle ones of
+//! one worker. `../connections` uses them to send requests.
 
 pub(super) mod address_book;
 pub(super) mod address_memory;
 pub(super) mod connect_proxy;
-pub(super) mod connections;
 pub(super) mod dial_error;
 pub(super) mod dialer;
-pub(super) mod endpoint_lane;
 pub(super) mod framing;
 pub(super) mod http1;
+pub(super) mod in_flight_count;
 pub(super) mod keep_alive;
 pub(super) mod pool;
 pub(super) mod proxy_credentials;

@@ -73,7 +73,7 @@ impl<C: PooledConnection> IdlePool<C> {
     }
 
     /// Closes every connection that is not in use.
-    pub(super) fn close_idle(&self) {
+    pub(in crate::upstream) fn close_idle(&self) {
         self.idle.lock().clear();
     }
 

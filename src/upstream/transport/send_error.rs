@@ -37,7 +37,7 @@ pub enum SendErrorKind {
 }
 
 impl SendError {
-    pub(super) fn unsent(kind: SendErrorKind, source: BoxError) -> Self {
+    pub(in crate::upstream) fn unsent(kind: SendErrorKind, source: BoxError) -> Self {
         Self {
             kind,
             is_unsent: true,
@@ -46,7 +46,7 @@ impl SendError {
     }
 
     /// `is_reused`: the connection has served a request before.
-    pub(super) fn classify<B>(
+    pub(in crate::upstream) fn classify<B>(
         failure: HeadFailure,
         connection: &UpstreamConnection<B>,
         is_reused: bool,

@@ -9,12 +9,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::endpoints::Endpoint;
-use super::health::breaker::FailureSource;
+use super::Endpoint;
 use super::own_requests::{CallError, OwnRequests};
 use crate::error_chain::chain;
 use crate::lifecycle::TaskScope;
 use crate::metrics::{ProbeOutcome, UpstreamMetrics};
+use crate::upstream::health::breaker::FailureSource;
 
 /// Timeout of the connection, and of the response: a healthy upstream is quicker for so small a
 /// request.

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use http_body::Body;
 use parking_lot::Mutex;
 
-use super::http1::connection::UpstreamConnection;
-use super::pool::IdlePool;
 use crate::lifecycle::TaskSet;
 use crate::upstream::Upstream;
-use crate::upstream::endpoints::{Endpoint, EndpointChoice, EndpointList, InFlightRequest};
+use crate::upstream::endpoints::{Endpoint, EndpointChoice, EndpointList};
+use crate::upstream::transport::http1::connection::UpstreamConnection;
+use crate::upstream::transport::in_flight_count::InFlightRequest;
+use crate::upstream::transport::pool::IdlePool;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -95,7 +96,7 @@ where
         }
         let position = upstream.endpoints.choose(&table.list, choice)?;
         let lane = Arc::clone(&table.lanes[position]);
-        let in_flight = Some(InFlightRequest::begin(&lane.endpoint.state));
+        let in_flight = Some(InFlightRequest::begin(&lane.endpoint.state.in_flight));
         Some(ChosenEndpoint { lane, in_flight })
     }
 }
@@ -114,7 +115,7 @@ impl<B> EndpointLanes<B> {
                 let lane = lanes.find(|lane| *lane.endpoint.state.name == *name)?;
                 Some(ChosenEndpoint {
                     lane: Arc::clone(lane),
-                    in_flight: Some(InFlightRequest::begin(&lane.endpoint.state)),
+                    in_flight: Some(InFlightRequest::begin(&lane.endpoint.state.in_flight)),
                 })
             }
         }

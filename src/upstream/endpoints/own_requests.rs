@@ -14,27 +14,27 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
-use super::endpoints::{Endpoint, EndpointChoice, EndpointSet, EndpointState};
-use super::transport::dial_error::DialError;
-use super::transport::tracked_stream::TrackedStream;
+use super::{Endpoint, EndpointChoice, EndpointSet, EndpointState};
+use crate::upstream::transport::dial_error::DialError;
+use crate::upstream::transport::tracked_stream::TrackedStream;
 
 const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// What the gateway's own requests need.
 #[derive(Debug)]
-pub(super) struct OwnRequests {
-    pub(super) endpoints: Arc<EndpointSet>,
+pub(in crate::upstream) struct OwnRequests {
+    pub(in crate::upstream) endpoints: Arc<EndpointSet>,
     /// Lets the gateway recognise its own request if it comes back in a loop.
-    pub(super) via: HeaderValue,
+    pub(in crate::upstream) via: HeaderValue,
     /// The probe's path; None: no cheap path is known.
-    pub(super) probe: Option<PathAndQuery>,
+    pub(in crate::upstream) probe: Option<PathAndQuery>,
     /// Timeout of the response head of a probe.
-    pub(super) response_timeout: Duration,
+    pub(in crate::upstream) response_timeout: Duration,
 }
 
 /// Why there was no response.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CallError {
+pub(in crate::upstream) enum CallError {
     #[error("cannot reach the upstream")]
     Unreachable(#[source] DialError),
 
@@ -46,7 +46,7 @@ pub(super) enum CallError {
 
 impl OwnRequests {
     /// A GET without a credential; the caller adds one.
-    pub(super) fn get(&self, target: Uri) -> Request<Full<Bytes>> {
+    pub(in crate::upstream) fn get(&self, target: Uri) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(Bytes::new()));
         *request.uri_mut() = target;
         self.dress(&mut request);
@@ -54,7 +54,7 @@ impl OwnRequests {
     }
 
     /// The fields of each of the gateway's own requests.
-    pub(super) fn dress(&self, request: &mut Request<Full<Bytes>>) {
+    pub(in crate::upstream) fn dress(&self, request: &mut Request<Full<Bytes>>) {
         // RFC 9110 8.6: a login without content still states its length. hyper leaves it out.
         let is_empty = request.body().size_hint().exact() == Some(0);
         let states_nothing = is_empty && request.method() != Method::GET;
@@ -71,7 +71,7 @@ impl OwnRequests {
     /// Sends `request` to an endpoint that seems to work, to another one if there is no connection, and
     /// returns what `read` makes of the response. `used`: gets the endpoint; `dial_by`: a deadline for connecting, besides the
     /// dialer's own timeout; `limit`: timeout of the response, reading included.
-    pub(super) async fn call<T>(
+    pub(in crate::upstream) async fn call<T>(
         &self,
         request: Request<Full<Bytes>>,
         used: &mut Option<Arc<EndpointState>>,
@@ -116,7 +116,7 @@ impl OwnRequests {
     }
 
     /// The same at this endpoint.
-    pub(super) async fn call_at<T>(
+    pub(in crate::upstream) async fn call_at<T>(
         &self,
         endpoint: &Endpoint,
         request: Request<Full<Bytes>>,

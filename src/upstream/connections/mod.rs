@@ -1,6 +1,8 @@
 //! Sends requests over one worker's connections. It never retries: the error says how far a request
 //! got, and the caller decides.
 
+mod endpoint_lane;
+
 use std::borrow::Cow;
 use std::error::Error;
 use std::pin::Pin;
@@ -14,16 +16,17 @@ use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
-use super::dial_error::DialError;
-use super::endpoint_lane::{ChosenEndpoint, EndpointLane, EndpointLanes};
-use super::http1::OutboundRequest;
-use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
-use super::http1::response_body::UpstreamResponseBody;
-use super::send_error::{SendError, SendErrorKind};
+use super::transport::dial_error::DialError;
+use super::transport::http1::OutboundRequest;
+use super::transport::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
+use super::transport::http1::response_body::UpstreamResponseBody;
+use super::transport::send_error::{SendError, SendErrorKind};
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
 use crate::upstream::endpoints::{Endpoint, EndpointChoice};
+pub use endpoint_lane::ChosenEndpoint;
+use endpoint_lane::{EndpointLane, EndpointLanes};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
