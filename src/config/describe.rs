@@ -177,6 +177,23 @@ fn describe_listener(listener: &Listener) -> String {
     }
 }
 
+/// Proxy and certificate of the gate, where there are any.
+fn describe_way(page: &mut ConfigReport, upstream: &UpstreamConfig) {
+    if let Some(proxy) = &upstream.proxy {
+        let login = match &proxy.login {
+            None => "without a login".to_owned(),
+            Some(ProxyLogin { username, password }) => {
+                format!("login \"{username}\", password in {password}")
+            }
+        };
+        page.row("", format!("through proxy {proxy}, {login}"));
+    }
+    if let Some(own) = &upstream.client_certificate {
+        let (certificate, key) = (own.certificate.display(), own.key.display());
+        page.row("", format!("shows certificate {certificate}, key {key}"));
+    }
+}
+
 fn describe_endpoints(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     for address in &upstream.more_endpoints {
         page.row("", format!("and {address}"));
@@ -212,19 +229,7 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     }
     page.row("upstream", text);
     describe_endpoints(page, upstream);
-    if let Some(proxy) = &upstream.proxy {
-        let login = match &proxy.login {
-            None => "without a login".to_owned(),
-            Some(ProxyLogin { username, password }) => {
-                format!("login \"{username}\", password in {password}")
-            }
-        };
-        page.row("", format!("through proxy {proxy}, {login}"));
-    }
-    if let Some(own) = &upstream.client_certificate {
-        let (certificate, key) = (own.certificate.display(), own.key.display());
-        page.row("", format!("shows certificate {certificate}, key {key}"));
-    }
+    describe_way(page, upstream);
     let queue = DurationText(upstream.queue_timeout);
     page.row(
         "",

@@ -145,17 +145,20 @@ impl<'a> UpstreamOpening<'a> {
     /// The endpoints that are known at once; those that were in use before keep their state.
     pub(super) fn endpoints(&self, factory: &EndpointFactory) -> Result<Arc<EndpointSet>, Error> {
         let settings = self.settings;
-        if settings.endpoint_policy.resolution == AddressResolution::All {
-            return Ok(EndpointSet::new(settings, Vec::new()));
-        }
         let before = self.before.map(Upstream::endpoints);
-        let known = |name: &str| before?.state_of(name);
-        let endpoints = factory.all(known)?;
-        let is_new = |name: &str| known(name).is_none();
-        if before.is_some() {
+        let endpoints = match settings.endpoint_policy.resolution {
+            AddressResolution::One => factory.all(|name| before?.state_of(name))?,
+            AddressResolution::All => Vec::new(),
+        };
+        if let Some(before) = before {
+            let is_new = |name: &str| before.state_of(name).is_none();
             let added = endpoints.iter().filter(|one| is_new(&one.state.name));
             added.for_each(|one| one.state.begin_ramp());
         }
-        Ok(EndpointSet::new(settings, endpoints))
+        let endpoints = EndpointSet::new(settings, endpoints);
+        if let Some(before) = before {
+            endpoints.keep_drained(before);
+        }
+        Ok(endpoints)
     }
 }

@@ -92,17 +92,15 @@ impl Repeat<'_> {
         let mut refusal = None;
         let mut is_fresh = false;
         let mut is_resent = false;
-        loop {
-            let Some(next) = self.next(&outcome, is_fresh, &mut is_resent) else {
-                break;
-            };
+        while let Some(next) = self.next(&outcome, is_fresh, &mut is_resent) {
             let Some(body) = self.request.body().again() else {
                 break;
             };
             let chosen = match next {
                 NextTry::FreshConnection => {
                     let name = tried.last().map_or("", |name| name);
-                    self.forwarder.connections.choose_again(name)
+                    let same = self.forwarder.connections.choose_again(name);
+                    same.or_else(|| self.forwarder.choose(&tried))
                 }
                 NextTry::OtherEndpoint => self.forwarder.choose(&tried),
             };
@@ -115,6 +113,8 @@ impl Repeat<'_> {
             entry.set_retried();
             if self.endpoint.is_some() {
                 entry.set_endpoint(chosen.name());
+                tried.retain(|name| name != chosen.name());
+                tried.push(Arc::clone(chosen.name()));
             }
             let timeout = self.forwarder.timeout();
             let outbound = inject(self.request, body, self.credential).into_request();
@@ -126,7 +126,6 @@ impl Repeat<'_> {
                     connections.send_fresh(chosen, outbound, timeout).await
                 }
                 NextTry::OtherEndpoint => {
-                    tried.push(Arc::clone(chosen.name()));
                     is_fresh = false;
                     metrics.upstream_retries.add(RetryReason::OtherEndpoint);
                     connections.send_to(chosen, outbound, timeout).await

@@ -92,6 +92,7 @@ impl<'a> Forwarder<'a> {
             affinity: self.affinity,
             tried,
             must_be_up: !tried.is_empty(),
+            is_own: false,
         })
     }
 

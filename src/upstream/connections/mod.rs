@@ -195,11 +195,10 @@ pub(in crate::upstream) struct ExchangeFuture<'a, B> {
 impl<B> Drop for ExchangeFuture<'_, B> {
     fn drop(&mut self) {
         // The client disconnected before the response.
-        if let Some(connection) = &self.connection {
-            if let Some(owed) = connection.owed_for() {
-                let health = &self.lane.endpoint.state.health;
-                health.abandoned(owed, self.timeout.first_byte);
-            }
+        let owed = self.connection.as_ref().and_then(|one| one.owed_for());
+        if let Some(owed) = owed {
+            let health = &self.lane.endpoint.state.health;
+            health.abandoned(owed, self.timeout.first_byte);
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct EndpointChoice<'a> {
     pub tried: &'a [Arc<str>],
     /// Only an endpoint that is not down: the request has failed elsewhere.
     pub must_be_up: bool,
+    /// Its outcome is not reported, so it cannot end an ejection.
+    pub is_own: bool,
 }
 
 impl EndpointSet {
@@ -26,9 +28,8 @@ impl EndpointSet {
     ) -> Option<usize> {
         let states = || list.endpoints.iter().map(|endpoint| &endpoint.state);
         let is_untried = |state: &EndpointState| !choice.tried.contains(&state.name);
-        let trial = states().position(|state| is_untried(state) && state.claim_trial());
-        if trial.is_some() {
-            return trial;
+        if let Some(trial) = self.trial(list, choice) {
+            return Some(trial);
         }
         let is_checked = self.policy.health_check.is_some();
         let rank = |state: &EndpointState| state.rank(is_checked).filter(|_| is_untried(state));
@@ -46,6 +47,28 @@ impl EndpointSet {
         match choice.affinity {
             Some(client) => candidates.by_affinity(client),
             None => self.least_loaded(&candidates),
+        }
+    }
+
+    /// The endpoint for which this request is the trial that can end its ejection.
+    fn trial(&self, list: &EndpointList, choice: EndpointChoice<'_>) -> Option<usize> {
+        let states = || list.endpoints.iter().map(|endpoint| &endpoint.state);
+        if choice.is_own || !states().any(|state| state.is_ejected()) {
+            return None;
+        }
+        let is_candidate =
+            |state: &EndpointState| !state.is_drained() && !choice.tried.contains(&state.name);
+        match choice.affinity {
+            None => states().position(|state| is_candidate(state) && state.claim_trial()),
+            // Only a client whose endpoint it is.
+            Some(client) => {
+                let is_one = is_candidate;
+                let position = Candidates { list, is_one }.by_affinity(client)?;
+                list.endpoints[position]
+                    .state
+                    .claim_trial()
+                    .then_some(position)
+            }
         }
     }
 

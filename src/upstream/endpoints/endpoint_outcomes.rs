@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::EndpointSet;
 use super::endpoint_state::{EndpointState, is_endpoint_failure};
 use crate::upstream::health::breaker::FailureSource;
+use crate::upstream::health::is_local_failure;
 use crate::upstream::transport::dial_error::DialError;
 
 impl EndpointSet {
@@ -50,7 +51,9 @@ impl EndpointSet {
         if let Some(metrics) = &state.metrics {
             metrics.note_no_connection();
         }
-        self.note_failure(state, &"no connection");
+        if !is_local_failure(failure) {
+            self.note_failure(state, &"no connection");
+        }
     }
 
     /// A request to `state` got no response over its connection.

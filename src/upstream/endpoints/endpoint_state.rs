@@ -114,7 +114,7 @@ impl EndpointState {
     }
 
     /// Failed requests since its last success.
-    pub(super) fn failures(&self) -> u32 {
+    pub(in crate::upstream) fn failures(&self) -> u32 {
         match self.is_noted.load(Ordering::Relaxed) {
             true => self.outlier.lock().failures(),
             false => 0,

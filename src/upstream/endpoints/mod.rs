@@ -62,6 +62,8 @@ pub struct EndpointSet {
     ejecting: Mutex<()>,
     /// Whether a list is known.
     is_known: watch::Sender<bool>,
+    /// Names of drained endpoints. One that leaves and comes back is still drained.
+    drained: Mutex<Vec<Arc<str>>>,
     /// That no endpoint is healthy has been logged.
     is_told: AtomicBool,
 }
@@ -86,6 +88,7 @@ impl EndpointSet {
             sole,
             ejecting: Mutex::new(()),
             is_known: watch::Sender::new(is_known),
+            drained: Mutex::default(),
             is_told: AtomicBool::new(false),
         })
     }
@@ -127,6 +130,7 @@ impl EndpointSet {
     fn replace(&self, endpoints: Vec<Arc<Endpoint>>) {
         let _ejecting = self.ejecting.lock();
         let generation = self.generation() + 1;
+        self.drain_again(&endpoints);
         let fresh = EndpointList {
             generation,
             endpoints,
@@ -134,6 +138,20 @@ impl EndpointSet {
         fresh.pardon_surplus();
         self.list.store(Arc::new(fresh));
         self.is_known.send_replace(true);
+    }
+
+    /// Keeps out what the operator took out of use: `before` is the set that this one replaces.
+    pub(super) fn keep_drained(&self, before: &Self) {
+        self.drained.lock().clone_from(&before.drained.lock());
+        self.drain_again(&self.list().endpoints);
+    }
+
+    fn drain_again(&self, endpoints: &[Arc<Endpoint>]) {
+        let drained = self.drained.lock();
+        let again = endpoints
+            .iter()
+            .filter(|one| drained.contains(&one.state.name));
+        again.for_each(|one| _ = one.state.set_drained(true));
     }
 
     /// The state of the endpoint with this name, for the set that takes the place of this one.
@@ -217,7 +235,7 @@ impl EndpointSet {
         pauses.min().unwrap_or(RETRY_WITHOUT_ENDPOINT)
     }
 
-    /// None while requests are forwarded. With several endpoints, the outage of the first one of them.
+    /// None while requests are forwarded. With several endpoints, the latest of their outages.
     pub fn outage(&self) -> Option<UpstreamOutage> {
         if let Some(sole) = &self.sole {
             return sole.state.health.outage();
@@ -284,6 +302,12 @@ impl EndpointSet {
     pub fn set_drained(&self, name: &str, is_drained: bool) -> Option<bool> {
         let state = self.state_of(name)?;
         let has_changed = state.set_drained(is_drained);
+        let mut drained = self.drained.lock();
+        drained.retain(|other| *other != state.name);
+        if is_drained {
+            drained.push(Arc::clone(&state.name));
+        }
+        drop(drained);
         if has_changed {
             let (upstream, endpoint) = (&self.upstream, &state.name);
             match is_drained {

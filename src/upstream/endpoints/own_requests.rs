@@ -109,6 +109,7 @@ impl OwnRequests {
         let choice = EndpointChoice {
             tried,
             must_be_up: !tried.is_empty(),
+            is_own: true,
             ..EndpointChoice::default()
         };
         let position = self.endpoints.choose(&list, choice)?;

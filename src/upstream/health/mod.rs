@@ -287,7 +287,7 @@ impl EndpointHealth {
 struct AbandonedExchange(Duration);
 
 /// This host itself cannot open connections: no file descriptors or no memory left.
-fn is_local_failure(failure: &(dyn Error + 'static)) -> bool {
+pub(in crate::upstream) fn is_local_failure(failure: &(dyn Error + 'static)) -> bool {
     use rustix::io::Errno;
     let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     std::iter::once(failure)

@@ -21,7 +21,8 @@ use crate::config::{AddressResolution, BaseAddress, EjectionRules};
 use crate::upstream::endpoints::EndpointState;
 use crate::upstream::transport::in_flight_count::InFlightRequest;
 use crate::upstream::{
-    EndpointChoice, EndpointSet, ResponseTimeout, Upstream, UpstreamConnections, UpstreamOpening,
+    DialError, EndpointChoice, EndpointSet, ResponseTimeout, Upstream, UpstreamConnections,
+    UpstreamOpening,
 };
 
 type Connections = UpstreamConnections<Empty<Bytes>>;
@@ -322,4 +323,41 @@ async fn requests_wait_for_the_first_addresses_and_a_new_generation_begins_with_
     assert_eq!(list.endpoints.len(), 2);
     assert!(Arc::ptr_eq(&list.endpoints[0].state, &states[0]));
     assert!(states[0].is_ejected(), "health belongs to the endpoint");
+}
+
+#[tokio::test]
+async fn what_the_operator_took_out_stays_out_when_it_leaves_and_comes_back() {
+    let servers = two_servers().await;
+    let both = ["127.0.0.2", "127.0.0.3"];
+    let dns = StubDns::start(addresses(&both, 0)).await;
+    let (_setup, upstream) = followed(&servers[0], &dns);
+    let set = upstream.endpoints();
+    set.known().await;
+    let name = states(set)[1].name.to_string();
+    set.set_drained(&name, true);
+    for (ips, count) in [(&both[..1], 1), (&both[..], 2)] {
+        dns.set_script(addresses(ips, 0));
+        eventually("the addresses are followed", || states(set).len() == count).await;
+    }
+    assert!(states(set)[1].is_drained());
+    set.set_drained(&name, false);
+    assert!(!states(set)[1].is_drained());
+}
+
+#[tokio::test]
+async fn a_lack_of_our_own_and_a_client_that_leaves_are_no_failure_of_the_endpoint() {
+    let upstream = setup(2).open().unwrap();
+    let set = upstream.endpoints();
+    let state = &states(set)[0];
+    let lacks = || std::io::Error::from_raw_os_error(24); // EMFILE
+    for _ in 0..20 {
+        let failure = DialError::Connect {
+            address: "127.0.0.1:9".parse().unwrap(),
+            failed: 1,
+            source: lacks(),
+        };
+        set.connect_failed(state, &failure);
+    }
+    assert!(!state.is_ejected());
+    assert_eq!(state.failures(), 0);
 }
