@@ -88,6 +88,18 @@ const AXES: &[Axis] = &[
         ],
         points: upstreams::upstreams,
     },
+    Axis {
+        name: "endpoints",
+        title: "Upstreams of two endpoints each (as above)",
+        size: "upstreams",
+        columns: &[
+            "s to the last login",
+            "KiB per idle upstream",
+            "CPU µs per request",
+            "ms to reload one",
+        ],
+        points: upstreams::pairs,
+    },
 ];
 
 pub(crate) fn run(words: &[String]) -> ExitCode {

@@ -17,10 +17,19 @@ const POLL: Duration = Duration::from_millis(5);
 const CONCURRENCY: (&str, &str) = ("concurrency = 41", "concurrency = 42");
 
 pub(super) fn upstreams() -> Vec<Point> {
+    points(1)
+}
+
+/// The same with two endpoints each.
+pub(super) fn pairs() -> Vec<Point> {
+    points(2)
+}
+
+fn points(endpoints: usize) -> Vec<Point> {
     let mut one = 0;
     let point = |size: usize| {
         let begin = Instant::now();
-        let mut gate = Gate::start(&setup(size));
+        let mut gate = Gate::start(&setup(size, endpoints));
         until(|| gate.counted("tollgate_session_logins_total") >= size as u64);
         let start = begin.elapsed();
         let mut wire = Wire::plain(gate.port);
@@ -48,8 +57,13 @@ pub(super) fn upstreams() -> Vec<Point> {
 }
 
 /// The first upstream is called at the host `localhost`, the others at their own.
-fn setup(size: usize) -> Setup {
-    let url = format!("url = \"http://{}\"", webapp::start(Duration::ZERO));
+fn setup(size: usize, endpoints: usize) -> Setup {
+    let servers = (0..endpoints).map(|_| format!("\"http://{}\"", webapp::start(Duration::ZERO)));
+    let servers: Vec<String> = servers.collect();
+    let url = match endpoints {
+        1 => format!("url = {}", servers[0]),
+        _ => format!("endpoints = [{}]", servers.join(", ")),
+    };
     let mut more = String::new();
     for index in 1..size {
         let concurrency = match index == size - 1 {

@@ -42,6 +42,8 @@ pub(crate) struct Case {
     path: &'static str,
     body: usize,
     is_known: bool,
+    /// The upstream has two endpoints.
+    has_endpoints: bool,
 }
 
 const fn case(
@@ -57,6 +59,7 @@ const fn case(
         path: line.1,
         body,
         is_known: true,
+        has_endpoints: false,
     }
 }
 
@@ -87,6 +90,10 @@ const POST_MEDIA: (&str, &str) = ("POST", "/v1/media");
 
 /// Counted when named.
 const MORE: &[Figure] = &[
+    Request(Case {
+        has_endpoints: true,
+        ..case("h1_endpoints", Over::Plain, GET, 0)
+    }),
     Request(case("post1k", Over::Plain, POST, 1024)),
     Request(case("h1_tls", Over::Tls, GET, 0)),
     Request(case("get64k_tls", Over::Tls, GET_MEDIA, 0)),
@@ -282,7 +289,8 @@ impl Counter {
                 tls: case.over != Over::Plain,
                 ..Setup::default()
             };
-            self.count(run, setup, |gate| load(case, gate, requests))
+            let endpoints = if case.has_endpoints { 2 } else { 1 };
+            self.count(run, endpoints, setup, |gate| load(case, gate, requests))
         })
     }
 
@@ -299,7 +307,19 @@ impl Counter {
     }
 
     /// The count of one run.
-    fn count(&self, run: &str, setup: Setup, meanwhile: impl FnOnce(&Gate)) -> u64 {
+    fn count(
+        &self,
+        run: &str,
+        endpoints: usize,
+        setup: Setup,
+        meanwhile: impl FnOnce(&Gate),
+    ) -> u64 {
+        let servers = (0..endpoints).map(|_| format!("\"http://{}\"", webapp::start(PAUSE)));
+        let servers: Vec<String> = servers.collect();
+        let upstream = match endpoints {
+            1 => format!("url = {}", servers[0]),
+            _ => format!("endpoints = [{}]", servers.join(", ")),
+        };
         let folder = tempfile::tempdir().unwrap();
         let kept = self.profile.as_deref().unwrap_or(folder.path());
         std::fs::create_dir_all(kept).unwrap();
@@ -312,7 +332,7 @@ impl Counter {
             format!("--log-file={}", report.display()),
         ];
         let mut gate = Gate::start(&Setup {
-            upstream: format!("url = \"http://{}\"", webapp::start(PAUSE)),
+            upstream,
             wrapper: wrapper.into(),
             binary: self.binary.clone(),
             ..setup

@@ -31,7 +31,7 @@ pub(super) fn per_token(counter: &Counter) -> u64 {
             store: Some(store),
             ..Setup::default()
         };
-        counter.count(run, setup, |gate| {
+        counter.count(run, 1, setup, |gate| {
             assert_eq!(gate.counted("tollgate_tokens "), tokens as u64);
         })
     })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body::Body;
 use parking_lot::Mutex;
 
@@ -20,6 +21,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(in crate::upstream) struct EndpointLane<B> {
     pub(in crate::upstream) endpoint: Arc<Endpoint>,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
+    /// The endpoint's `Host`, in memory of its own: workers do not contend for its reference count.
+    pub(super) host: HeaderValue,
 }
 
 /// The endpoint of one request.
@@ -149,6 +152,11 @@ where
         Arc::new(Self {
             endpoint: Arc::clone(endpoint),
             pool: IdlePool::new(upstream.idle_timeout, tasks),
+            host: copy(&endpoint.host),
         })
     }
+}
+
+fn copy(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }

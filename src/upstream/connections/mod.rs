@@ -106,8 +106,7 @@ where
         timeout: ResponseTimeout,
     ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> + use<'a, B> {
         if !request.fields.contains("host") {
-            // Cheap: the value is shared.
-            let host = Cow::Owned(chosen.lane.endpoint.host.clone());
+            let host = Cow::Owned(chosen.lane.host.clone());
             request.fields.push_own("host", host);
         }
         match chosen.lane.pool.take() {
