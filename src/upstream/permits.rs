@@ -18,9 +18,9 @@ const PER_RESERVED: usize = 16;
 /// With fewer permits nothing is reserved.
 const MIN_WITH_RESERVE: usize = 4;
 
-/// No permit within `queue_timeout`.
+/// No permit within `queue_timeout`, or before the deadline of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no upstream permit within {waited:?}")]
+#[error("no upstream permit within {waited:.1?}")]
 pub struct PermitTimeout {
     pub waited: Duration,
     /// Estimated time until the requests still queued have had a permit, at the current rate.
@@ -94,7 +94,22 @@ impl UpstreamPermits {
     ) -> Result<UpstreamPermit, PermitTimeout> {
         match self.try_acquire(client, is_monitoring) {
             Some(permit) => Ok(permit),
-            None => Box::pin(self.wait(client, is_monitoring)).await,
+            None => Box::pin(self.wait(client, is_monitoring, self.queue_timeout)).await,
+        }
+    }
+
+    /// The same, at most until `deadline`, when the request would be given up.
+    pub async fn acquire_by(
+        self: &Arc<Self>,
+        client: ShareKey,
+        is_monitoring: bool,
+        deadline: Instant,
+    ) -> Result<UpstreamPermit, PermitTimeout> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = self.queue_timeout.min(left);
+        match self.try_acquire(client, is_monitoring) {
+            Some(permit) => Ok(permit),
+            None => Box::pin(self.wait(client, is_monitoring, limit)).await,
         }
     }
 
@@ -115,6 +130,7 @@ impl UpstreamPermits {
         self: &Arc<Self>,
         client: ShareKey,
         is_monitoring: bool,
+        limit: Duration,
     ) -> Result<UpstreamPermit, PermitTimeout> {
         let _queued = GaugeGuard::enter(&self.metrics.upstream_requests_queued);
         let before = self.queue.length().granted;
@@ -123,7 +139,7 @@ impl UpstreamPermits {
             permits: Arc::clone(self),
             waiter: Some(self.queue.enqueue(client, is_monitoring)),
         };
-        match timeout(self.queue_timeout, request).await {
+        match timeout(limit, request).await {
             Ok(permit) => Ok(permit),
             Err(_) => Err(self.timed_out(before, began.elapsed())),
         }
@@ -136,7 +152,7 @@ impl UpstreamPermits {
         let queue = now.waiting as f64 / granted as f64;
         let seconds = (waited.as_secs_f64() * queue).clamp(1.0, 60.0);
         PermitTimeout {
-            waited: self.queue_timeout,
+            waited,
             retry_after: Duration::from_secs_f64(seconds),
         }
     }

@@ -76,10 +76,9 @@ impl<'a> Forwarder<'a> {
             let _ = timeout_at(self.deadline, known).await;
         }
         let pass = health.admit().map_err(Rejection::UpstreamDown)?;
-        let permit = self
-            .upstream()
-            .acquire_permit(self.share, self.route.monitoring)
-            .await;
+        let permits = self.upstream().permits();
+        let permit = permits.acquire_by(self.share, self.route.monitoring, self.deadline);
+        let permit = permit.await;
         let permit = permit.map_err(Rejection::UpstreamQueueTimeout)?;
         // The upstream may have gone down during the wait.
         health.readmit(pass).map_err(Rejection::UpstreamDown)?;

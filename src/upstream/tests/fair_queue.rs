@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use proptest::prelude::*;
 
 use super::{UpstreamSetup, eventually};
@@ -372,4 +374,22 @@ async fn a_queue_timeout_reports_when_the_queue_will_have_advanced() {
     let permit = upstream.acquire_permit(other, false).await.unwrap();
     assert!(permit.park().is_ok(), "a slow stream releases its permit");
     assert!(upstream.acquire_permit(one, false).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_request_does_not_wait_for_a_permit_beyond_its_deadline() {
+    let mut setup = UpstreamSetup::of(([127, 0, 0, 1], 9).into()).without_login();
+    setup.settings.concurrency = 1;
+    setup.settings.queue_timeout = Duration::from_secs(60);
+    let upstream = setup.open().unwrap();
+    let (one, other) = (upstream.permits().key(1), upstream.permits().key(2));
+    let _taken = upstream.acquire_permit(one, false).await.unwrap();
+    for millis in [0, 200] {
+        let began = Instant::now();
+        let deadline = began + Duration::from_millis(millis);
+        let refused = upstream.permits().acquire_by(other, false, deadline);
+        let refused = refused.await.unwrap_err();
+        assert!(refused.waited < Duration::from_secs(5), "{refused}");
+        assert!(began.elapsed() >= Duration::from_millis(millis));
+    }
 }
