@@ -19,6 +19,7 @@ mod documents;
 mod drain;
 mod durable;
 mod early_responses;
+mod endpoint_faults;
 mod error_formats;
 mod exhaustion;
 mod fair_shares;
