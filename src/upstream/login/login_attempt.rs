@@ -85,9 +85,7 @@ impl Renewer {
         origin: LeaseOrigin,
         shared: Option<u64>,
     ) -> NextAttempt {
-        self.failures = 0;
         self.refusals = 0;
-        self.reported = None;
         self.metrics.session_logins.add(LoginOutcome::Ok);
         let generation = self.session.next_generation();
         let ends = Deadline::after(granted.left);
@@ -100,13 +98,21 @@ impl Renewer {
             seconds = granted.left.as_secs(), is_proven = origin.is_proven,
             in_use = (placement == LeasePlacement::Current), "logged in");
         if placement == LeasePlacement::Current {
-            self.keep_newest();
+            self.serves_now();
         }
         self.renewal_due(granted.left, Duration::ZERO)
     }
 
+    /// The newest token is in use. A candidate that nothing has accepted yet leaves the count of failures
+    /// as it is: it may be given up, and the back-off must go on growing then.
+    pub(super) fn serves_now(&mut self) {
+        self.failures = 0;
+        self.reported = None;
+        self.keep_newest();
+    }
+
     /// Saves the lease in use for the next start, if that is configured.
-    pub(super) fn keep_newest(&self) {
+    fn keep_newest(&self) {
         if let Some(place) = self
             .binding
             .as_ref()
