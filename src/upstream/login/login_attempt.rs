@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 use super::call::{LoginError, LoginGrant};
 use super::judgement::{LeasePlacement, LoginCause};
 use super::lease::Lease;
-use super::login_budget::{back_off, refused_pause};
+use super::login_budget::{BudgetShare, back_off, refused_pause};
 use super::renewer::{NextAttempt, Renewer, digest};
 use super::session_control::LeaseOrigin;
 use super::status::{LoginFailure, RenewerPhase};
@@ -30,8 +30,7 @@ impl Renewer {
             slot = self.slots.next() => slot,
             () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
         };
-        let wait = lock(&self.budget).wait(cause, Instant::now());
-        if let Some(left) = wait {
+        if let Some(left) = self.budget_wait(cause) {
             if self.is_news(LoginFailure::Budget) {
                 warn!(upstream = %self.upstream, seconds = left.as_secs(),
                     has_lease = self.session.is_ready(),
@@ -65,6 +64,16 @@ impl Renewer {
             }
             Err(failure) => self.failed(&failure, &password),
         }
+    }
+
+    /// How long the budget forbids a login for this cause; None: it allows one now.
+    pub(super) fn budget_wait(&self, cause: LoginCause) -> Option<Duration> {
+        let share = match cause {
+            LoginCause::Refusal => BudgetShare::Refusals,
+            LoginCause::Renewal if self.failures == 0 => BudgetShare::Whole,
+            LoginCause::Renewal | LoginCause::Unproven => BudgetShare::Repeated,
+        };
+        lock(&self.budget).wait(share, Instant::now())
     }
 
     pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> NextAttempt {
@@ -142,7 +151,7 @@ impl Renewer {
         }
         self.failures = self.failures.saturating_add(1);
         let is_news = self.is_news(why);
-        let budget = lock(&self.budget).wait(LoginCause::Renewal, Instant::now());
+        let budget = self.budget_wait(LoginCause::Renewal);
         let pause = self
             .back_off(failure.retry_after().unwrap_or_default())
             .max(budget.unwrap_or_default());
