@@ -3,6 +3,7 @@
 
 pub(super) mod drain_section;
 pub(super) mod emulator_section;
+mod hidden_routes;
 pub(super) mod http_section;
 pub(super) mod limits_section;
 pub(super) mod listener_section;
