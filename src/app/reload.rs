@@ -10,7 +10,7 @@ use super::prepare::{PreparedParts, prepare};
 use super::upstream_change::{PendingUpstreams, UpstreamChange, predecessor};
 use super::worker::BoundListener;
 use super::{ConfigApplied, ControlParts, Error};
-use crate::config::{self, Config, DirectoryKind};
+use crate::config::{self, Config, DirectoryKind, UpstreamConfig};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
@@ -212,11 +212,14 @@ impl ReloadTargets {
 }
 
 /// Fails when another upstream than before would have the users: their tokens, which are known here
-/// by now, would be sent to it.
+/// by now, would be sent to it. What has the address of another upstream is another one, whatever its name.
 fn check_users_upstream(old: &Config, new: &Config) -> Result<(), Error> {
     let is_relaying = old.users.directory == DirectoryKind::Upstream;
-    let before = predecessor(&old.upstreams, &new.upstreams, &new.users_upstream().name);
-    match is_relaying && before != Some(old.users_upstream) {
+    let (was, is) = (old.users_upstream(), new.users_upstream());
+    let before = predecessor(&old.upstreams, &new.upstreams, &is.name);
+    let is_at = |other: &UpstreamConfig| other.base == is.base && other.host == is.host;
+    let is_another = !is_at(was) && old.upstreams.iter().any(is_at);
+    match is_relaying && (before != Some(old.users_upstream) || is_another) {
         true => Err(Error::UsersUpstream),
         false => Ok(()),
     }

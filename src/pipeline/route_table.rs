@@ -48,7 +48,7 @@ pub struct RouteEntry {
     pub(in crate::pipeline) upstream: usize,
     /// The clients' own tokens are tokens of that upstream.
     pub(in crate::pipeline) takes_client_tokens: bool,
-    /// Name of the bucket of limits by class: upstream and class.
+    /// Name of the bucket of limits by class: the upstream that its requests go to, `/` and the class.
     pub(in crate::pipeline) class_bucket: Box<str>,
     /// None: path and `Host` are forwarded as usual.
     pub(in crate::pipeline) rewrite: Option<Box<RouteRewrite>>,
@@ -56,14 +56,17 @@ pub struct RouteEntry {
 }
 
 impl RouteEntry {
-    /// The name of the upstream that it belongs to, as in the configuration.
-    pub(in crate::pipeline) fn upstream_name(&self) -> &Arc<str> {
-        &self.route.upstream
-    }
-
     /// Whether its requests go to an upstream.
     pub(in crate::pipeline) fn is_forwarded(&self) -> bool {
         self.route.target == Target::Upstream || self.takes_client_tokens
+    }
+
+    /// The name of the upstream that its requests go to, which need not be the one that the route belongs
+    /// to: calls about users go to the upstream that has them. None: the gate answers them itself.
+    pub(in crate::pipeline) fn destination(&self) -> Option<&str> {
+        let after_name = self.class_bucket.len() - self.route.class.len() - 1;
+        self.is_forwarded()
+            .then(|| &self.class_bucket[..after_name])
     }
 }
 

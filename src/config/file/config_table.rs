@@ -163,6 +163,11 @@ impl<'a> ConfigTable<'a> {
         self.report.note_warning(line, key, reason, suggestion);
     }
 
+    /// Whether a problem of this key's value has been reported.
+    pub(super) fn has_problem(&self, key: &str) -> bool {
+        self.report.has_problem(&self.locate(key).0)
+    }
+
     fn locate(&self, key: &str) -> (String, Option<usize>) {
         let found = self
             .table

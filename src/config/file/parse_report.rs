@@ -129,6 +129,15 @@ impl<'a> ParseReport<'a> {
         self.note_warning(line, key.to_owned(), reason, suggestion);
     }
 
+    /// Whether a problem of this value, or of one of its elements, has been reported.
+    pub(super) fn has_problem(&self, key: &str) -> bool {
+        let is_of_it = |problem: &Problem| {
+            let rest = problem.key.strip_prefix(key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+        };
+        self.problems.borrow().iter().any(is_of_it)
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.lines.has(key)
     }

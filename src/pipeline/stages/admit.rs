@@ -21,7 +21,7 @@ pub(in crate::pipeline) async fn admit(
         peer: request.origin,
         class: &route.class,
         class_bucket: &route.class_bucket,
-        upstream: route.is_forwarded().then(|| &**route.upstream_name()),
+        upstream: route.destination(),
     };
     let admission = request.live().limiter.admit(subject, route.max_wait).await;
     admission.map_err(|limit| Rejection::TooMany(Box::new(limit)))

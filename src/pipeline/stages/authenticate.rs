@@ -115,8 +115,7 @@ fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedC
             "This path takes no API key like this one",
         ));
     }
-    let upstreams = &key.upstreams;
-    if !upstreams.is_empty() && !upstreams.contains(route.upstream_name()) {
+    if !reaches_only(route, &key.upstreams) {
         return Err(Rejection::Forbidden(
             "This API key is not for this upstream",
         ));
@@ -127,6 +126,13 @@ fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedC
         ));
     }
     Ok(AuthenticatedClient::without_token(Client::Key(key)))
+}
+
+/// Whether requests of `route` end at one of `upstreams`; an empty list is all of them. Users that the gate
+/// has itself concern every upstream.
+fn reaches_only(route: &RouteEntry, upstreams: &[Arc<str>]) -> bool {
+    let is_listed = |name: &str| upstreams.iter().any(|upstream| **upstream == *name);
+    upstreams.is_empty() || route.destination().is_some_and(is_listed)
 }
 
 /// A grant without a role is judged by the upstream, which owns its users. At every other upstream the

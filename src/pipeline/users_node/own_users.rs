@@ -308,10 +308,7 @@ pub(super) async fn admit_login(
         peer: call.origin,
         class: &call.route.class,
         class_bucket: &call.route.class_bucket,
-        upstream: call
-            .route
-            .takes_client_tokens
-            .then(|| &**call.route.upstream_name()),
+        upstream: call.route.destination(),
     };
     let rate = limiter.admit(subject, call.route.max_wait).await;
     Ok(AdmittedLogin {

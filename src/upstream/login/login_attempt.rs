@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 use super::call::{LoginError, LoginGrant};
 use super::judgement::{LeasePlacement, LoginCause};
 use super::lease::Lease;
-use super::login_budget::{back_off, refused_pause};
+use super::login_budget::{BudgetShare, back_off, refused_pause};
 use super::renewer::{NextAttempt, Renewer, digest};
 use super::session_control::LeaseOrigin;
 use super::status::{LoginFailure, RenewerPhase};
@@ -30,8 +30,7 @@ impl Renewer {
             slot = self.slots.next() => slot,
             () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
         };
-        let wait = lock(&self.budget).wait(cause, Instant::now());
-        if let Some(left) = wait {
+        if let Some(left) = self.budget_wait(cause) {
             if self.is_news(LoginFailure::Budget) {
                 warn!(upstream = %self.upstream, seconds = left.as_secs(),
                     has_lease = self.session.is_ready(),
@@ -67,6 +66,16 @@ impl Renewer {
         }
     }
 
+    /// How long the budget forbids a login for this cause; None: it allows one now.
+    pub(super) fn budget_wait(&self, cause: LoginCause) -> Option<Duration> {
+        let share = match cause {
+            LoginCause::Refusal => BudgetShare::Refusals,
+            LoginCause::Renewal if self.failures == 0 => BudgetShare::Whole,
+            LoginCause::Renewal | LoginCause::Unproven => BudgetShare::Repeated,
+        };
+        lock(&self.budget).wait(share, Instant::now())
+    }
+
     pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> NextAttempt {
         self.metrics
             .session_logins
@@ -85,9 +94,7 @@ impl Renewer {
         origin: LeaseOrigin,
         shared: Option<u64>,
     ) -> NextAttempt {
-        self.failures = 0;
         self.refusals = 0;
-        self.reported = None;
         self.metrics.session_logins.add(LoginOutcome::Ok);
         let generation = self.session.next_generation();
         let ends = Deadline::after(granted.left);
@@ -100,13 +107,21 @@ impl Renewer {
             seconds = granted.left.as_secs(), is_proven = origin.is_proven,
             in_use = (placement == LeasePlacement::Current), "logged in");
         if placement == LeasePlacement::Current {
-            self.keep_newest();
+            self.serves_now();
         }
         self.renewal_due(granted.left, Duration::ZERO)
     }
 
+    /// The newest token is in use. A candidate that nothing has accepted yet leaves the count of failures
+    /// as it is: it may be given up, and the back-off must go on growing then.
+    pub(super) fn serves_now(&mut self) {
+        self.failures = 0;
+        self.reported = None;
+        self.keep_newest();
+    }
+
     /// Saves the lease in use for the next start, if that is configured.
-    pub(super) fn keep_newest(&self) {
+    fn keep_newest(&self) {
         if let Some(place) = self
             .binding
             .as_ref()
@@ -136,7 +151,7 @@ impl Renewer {
         }
         self.failures = self.failures.saturating_add(1);
         let is_news = self.is_news(why);
-        let budget = lock(&self.budget).wait(LoginCause::Renewal, Instant::now());
+        let budget = self.budget_wait(LoginCause::Renewal);
         let pause = self
             .back_off(failure.retry_after().unwrap_or_default())
             .max(budget.unwrap_or_default());

@@ -8,7 +8,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::judgement::LoginCause;
 use super::login_slots::UpstreamLoginSlots;
 use crate::backoff::Backoff;
 use crate::config;
@@ -28,7 +27,21 @@ const REFUSED_PAUSES: [Duration; 3] = [
     Duration::from_secs(600),
     Duration::from_secs(840),
 ];
+/// The longest pause between logins of the quarter of the hour's that is kept back.
+const MAX_RESERVE_PAUSE: Duration = Duration::from_secs(360);
 const MIN_PAUSE: Duration = Duration::from_millis(50);
+
+/// Which part of the hour's logins a login may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::upstream) enum BudgetShare {
+    /// All but a quarter: logins because of refusals, while the token works elsewhere.
+    Refusals,
+    /// The same at once, and that quarter one by one over the hour: logins after others that brought no
+    /// token, or one that nothing accepts. They would otherwise spend the hour in minutes.
+    Repeated,
+    /// All, at once: the renewal of a token that works, and the first login.
+    Whole,
+}
 
 /// Limits logins at the upstream: a minimum interval, and a maximum per hour.
 #[derive(Debug)]
@@ -55,22 +68,28 @@ impl LoginBudget {
         self.per_hour = per_hour.max(1);
     }
 
-    /// The wait until the next login is allowed; None: it is allowed now. Refusals leave a quarter
-    /// of the hour's logins to renewals.
+    /// The wait until the next login is allowed; None: it is allowed now.
     pub(in crate::upstream) fn wait(
         &mut self,
-        cause: LoginCause,
+        share: BudgetShare,
         now: Instant,
     ) -> Option<Duration> {
         while self.spent.front().is_some_and(|&at| now - at >= HOUR) {
             self.spent.pop_front();
         }
-        let most = match cause {
-            LoginCause::Renewal | LoginCause::Unproven => self.per_hour,
-            LoginCause::Refusal => max_for_refusals(self.per_hour),
+        let for_refusals = max_for_refusals(self.per_hour);
+        let most = match share {
+            BudgetShare::Refusals => for_refusals,
+            BudgetShare::Repeated | BudgetShare::Whole => self.per_hour,
         };
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let interval = self.spent.back().map(|&at| at + self.least);
+        let count = |logins| usize::try_from(logins).unwrap_or(usize::MAX);
+        let most = count(most);
+        let is_paced = share == BudgetShare::Repeated && self.spent.len() >= count(for_refusals);
+        let pause = match is_paced {
+            true => self.least.max(reserve_pause(self.per_hour)),
+            false => self.least,
+        };
+        let interval = self.spent.back().map(|&at| at + pause);
         let hour = (self.spent.len() >= most).then(|| self.spent[self.spent.len() - most] + HOUR);
         let free = interval.max(hour)?;
         let left = free.saturating_duration_since(now);
@@ -90,6 +109,12 @@ impl LoginBudget {
 /// The number of logins within an hour below which a refusal may cause another one.
 pub(super) fn max_for_refusals(per_hour: u32) -> u32 {
     (per_hour - per_hour.div_ceil(4)).max(1)
+}
+
+/// The pause between logins of the quarter that is kept back, so that it lasts until the hour allows others.
+fn reserve_pause(per_hour: u32) -> Duration {
+    let reserve = per_hour - max_for_refusals(per_hour);
+    (HOUR / (reserve + 1)).min(MAX_RESERVE_PAUSE)
 }
 
 /// The budgets of all logins of this process, by address and user: upstreams that log in as the same
@@ -178,15 +203,51 @@ mod tests {
         let mut budget = LoginBudget::new(Duration::ZERO, 10);
         let now = Instant::now();
         for _ in 0..7 {
-            assert_eq!(budget.wait(LoginCause::Refusal, now), None);
+            assert_eq!(budget.wait(BudgetShare::Refusals, now), None);
             budget.spend(now);
         }
-        assert_eq!(budget.wait(LoginCause::Refusal, now), Some(HOUR));
-        assert_eq!(budget.wait(LoginCause::Renewal, now), None);
+        assert_eq!(budget.wait(BudgetShare::Refusals, now), Some(HOUR));
+        assert_eq!(budget.wait(BudgetShare::Whole, now), None);
         let mut one = LoginBudget::new(Duration::ZERO, 1);
-        assert_eq!(one.wait(LoginCause::Refusal, now), None);
+        assert_eq!(one.wait(BudgetShare::Refusals, now), None);
         one.spend(now);
-        assert_eq!(one.wait(LoginCause::Renewal, now), Some(HOUR));
+        assert_eq!(one.wait(BudgetShare::Whole, now), Some(HOUR));
+    }
+
+    #[test]
+    fn the_last_quarter_lasts_until_the_hour_allows_more_logins() {
+        for (per_hour, longest) in [(40, 330), (120, 120), (1000, 15), (8, 360), (3, 360)] {
+            let mut budget = LoginBudget::new(Duration::from_secs(1), per_hour);
+            let start = Instant::now();
+            let (mut now, mut last) = (start, start);
+            let mut longest_pause = Duration::ZERO;
+            while now < start + HOUR {
+                if budget.wait(BudgetShare::Repeated, now).is_none() {
+                    longest_pause = longest_pause.max(now - last);
+                    budget.spend(now);
+                    last = now;
+                }
+                now += Duration::from_secs(1);
+            }
+            assert!(longest_pause <= Duration::from_secs(longest), "{per_hour}");
+            if per_hour >= 40 {
+                let next = budget.wait(BudgetShare::Repeated, now).unwrap_or_default();
+                assert!(
+                    now + next - last <= Duration::from_secs(longest),
+                    "{per_hour}"
+                );
+            }
+        }
+        // The renewal of a token that works does not wait for that.
+        let mut budget = LoginBudget::new(Duration::ZERO, 3);
+        let now = Instant::now();
+        budget.spend(now);
+        budget.spend(now);
+        assert_eq!(
+            budget.wait(BudgetShare::Repeated, now),
+            Some(MAX_RESERVE_PAUSE)
+        );
+        assert_eq!(budget.wait(BudgetShare::Whole, now), None);
     }
 
     #[test]
@@ -205,9 +266,9 @@ mod tests {
         let now = Instant::now();
         lock(&budgets.of("a", &settings(5))).spend(now);
         let again = budgets.of("a", &settings(1));
-        assert_eq!(lock(&again).wait(LoginCause::Renewal, now), Some(HOUR));
+        assert_eq!(lock(&again).wait(BudgetShare::Whole, now), Some(HOUR));
         let other = budgets.of("b", &settings(1));
-        assert_eq!(lock(&other).wait(LoginCause::Renewal, now), None);
+        assert_eq!(lock(&other).wait(BudgetShare::Whole, now), None);
     }
 
     #[test]
@@ -215,7 +276,7 @@ mod tests {
         let mut budget = LoginBudget::new(Duration::from_secs(10), 3);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let renewal = LoginCause::Renewal;
+        let renewal = BudgetShare::Whole;
         for login in 0..3 {
             assert_eq!(budget.wait(renewal, at(login * 10)), None);
             budget.spend(at(login * 10));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::call::{LoginError, LoginGrant};
@@ -136,13 +136,18 @@ impl Renewer {
             // There is no working lease to protect: this is another attempt to get one.
             false => LoginCause::Unproven,
         };
+        // Before the pause is counted: no login that the budget forbids makes it longer.
+        let is_spent = self.budget_wait(cause).is_some_and(|wait| wait > SOON);
+        if self.session.is_ready() && is_spent {
+            return due;
+        }
         while let Some(wait) = self.wait_before_login(generation, evidence, cause) {
             if wait > SOON || !self.paused_for(wait).await {
                 return due;
             }
         }
         self.keep_distance(cause).await;
-        if self.session.is_ready() && self.is_over_budget(cause) {
+        if self.session.is_ready() && self.budget_wait(cause).is_some() {
             return due;
         }
         info!(upstream = %self.upstream, ?evidence,
@@ -210,8 +215,7 @@ impl Renewer {
 
     /// Waits until `min_login_interval` allows the next login, if that is soon.
     async fn keep_distance(&self, cause: LoginCause) {
-        let wait = lock(&self.budget).wait(cause, Instant::now());
-        if let Some(left) = wait.filter(|left| *left <= SOON) {
+        if let Some(left) = self.budget_wait(cause).filter(|left| *left <= SOON) {
             tokio::select! {
                 () = sleep(left) => {}
                 () = self.stop.draining() => {}
@@ -224,11 +228,6 @@ impl Renewer {
         // Copied: a borrow that is held would block the sender of a new phase.
         let phase = *self.phase.borrow();
         matches!(phase, RenewerPhase::Blocked { until, .. } if !until.has_passed())
-    }
-
-    fn is_over_budget(&self, cause: LoginCause) -> bool {
-        let wait = lock(&self.budget).wait(cause, Instant::now());
-        wait.is_some()
     }
 
     async fn verdict_on(&self, lease: &Lease) -> ProbeVerdict {

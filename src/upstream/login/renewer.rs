@@ -107,7 +107,7 @@ impl Renewer {
                 RenewerEvent::Due => self.log_in(LoginCause::Renewal).await,
                 RenewerEvent::Suspicion(suspicion) => self.investigate(suspicion, due).await,
                 RenewerEvent::Promoted => {
-                    self.keep_newest();
+                    self.serves_now();
                     due
                 }
                 RenewerEvent::Rejected(generation) => self.candidate_rejected(generation),

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::RecordType;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -278,6 +279,44 @@ async fn a_late_dns_reply_is_used_and_dials_share_one_look_up() {
     let (one, two, three) = tokio::join!(dialer.dial(None), dialer.dial(None), dialer.dial(None));
     assert!(one.is_ok() && two.is_ok() && three.is_ok());
     assert_eq!(dns.queries().len(), before + 2);
+}
+
+/// Row U7 of the field cases: whatever the answer was while the name was missing.
+#[tokio::test]
+async fn a_name_that_appears_is_used_without_a_reload() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let reachable = async |dialer: &TcpDialer, what: &str| {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while dialer.dial(None).await.is_err() {
+            assert!(Instant::now() < deadline, "{what}: never found");
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    for missing in [
+        NO_NAME,
+        DnsReply::Nothing,
+        DnsReply::Code(ResponseCode::ServFail),
+        DnsReply::Code(ResponseCode::Refused),
+    ] {
+        let what = format!("{missing:?}");
+        let dns = StubDns::start(move |_, _| missing.clone()).await;
+        let folder = Folder::new();
+        let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
+        for _ in 0..3 {
+            assert!(dialer.dial(None).await.is_err(), "{what}");
+        }
+        dns.set_script(|_, kind| match kind {
+            RecordType::A => DnsReply::address("127.0.0.1"),
+            _ => DnsReply::Nothing,
+        });
+        reachable(&dialer, &what).await;
+    }
+    // In the hosts file.
+    let folder = Folder::new();
+    let dialer = dialer(names(&folder, "", ""), port(&listener), TEST_TIMEOUT);
+    assert!(dialer.dial(None).await.is_err());
+    folder.write("hosts", "127.0.0.1 webapp.example\n");
+    reachable(&dialer, "hosts").await;
 }
 
 #[tokio::test]

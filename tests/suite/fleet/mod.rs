@@ -4,6 +4,7 @@
 mod emulated;
 mod independence;
 mod relayed_users;
+mod restricted_keys;
 mod routing;
 
 use std::collections::BTreeSet;

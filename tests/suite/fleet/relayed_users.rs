@@ -68,4 +68,23 @@ upstream = "users"
     .await;
     let own = client.get("/v1/support").await.text().await.unwrap();
     assert!(own.starts_with("users\n"), "{own}");
+
+    // The two exchange their addresses, and so do the services behind their names: the same.
+    let swapped = old
+        .replace(&users.address.to_string(), "ADDRESS")
+        .replace(&other.address.to_string(), &users.address.to_string())
+        .replace("ADDRESS", &other.address.to_string());
+    let moved = old.replace(&users.address.to_string(), &other.address.to_string());
+    let became = |current| {
+        let metrics = &gateway.metrics;
+        async move || metrics.config_is_current.get() == current
+    };
+    for refused in [swapped, moved] {
+        std::fs::write(&file, &old).unwrap();
+        eventually("the first one again", became(1)).await;
+        std::fs::write(&file, refused).unwrap();
+        eventually("the reload to be refused", became(0)).await;
+        let own = client.get("/v1/support").await.text().await.unwrap();
+        assert!(own.starts_with("users\n"), "{own}");
+    }
 }

@@ -1,10 +1,13 @@
 //! Rows U17 and U18 of the field cases: prefixes and host names. Requests to upstreams at one address
 //! keep to their own connections (U5).
 
+use futures_util::{StreamExt as _, stream};
+use http::Request;
+
 use super::{Echoed, LOGIN, common, config, echo, get, get_http2};
 use crate::harness::login_upstream::KEY;
 use crate::harness::raw::connected;
-use crate::harness::received::exchange;
+use crate::harness::received::{exchange, exchange_http2};
 use crate::harness::{Gateway, sha256};
 
 /// `a` at its host and below it, `b` behind a prefix, `c` for everything else.
@@ -258,6 +261,20 @@ async fn an_api_key_may_be_for_some_upstreams_only() {
     assert_eq!(status("south.gate.internal", "/south/v1/health").await, 200);
     assert_eq!(status("other.example", "/v1/health").await, 403);
     assert_eq!(status("other.example", "/v1/support").await, 403);
+    // Over HTTP/2 `Host` may differ from `:authority`: neither leads past the restriction.
+    for (authority, host) in [
+        ("other.example", "north.gate.internal"),
+        ("north.gate.internal", "other.example"),
+    ] {
+        let request = Request::builder()
+            .uri(format!("https://{authority}/v1/health"))
+            .header("host", host)
+            .header("x-api-key", RESTRICTED)
+            .body(())
+            .unwrap();
+        let response = exchange_http2(&gateway, request).await;
+        assert_eq!(response.status, 400, "{authority} {host}");
+    }
 }
 
 /// Row U5: what differs here is the login; connections belong to an upstream, not to an address.
@@ -286,12 +303,15 @@ access = "api_key"
         address = both.address
     ));
     let gateway = Gateway::of_text(&text).await;
-    for turn in 0..200 {
+    let gateway = &gateway;
+    let send = async |turn: usize| {
         let path = if turn % 2 == 0 { "/x/1" } else { "/y/1" };
-        let echoed: Echoed = get(&gateway, path, "localhost").await;
+        let echoed: Echoed = get(gateway, path, "localhost").await;
         assert_eq!(echoed.status, 200);
         let token = format!("bearer token for user-{}", &path[1..2]);
         assert_eq!(echoed.field("authorization"), Some(&*token));
-    }
+    };
+    let requests = stream::iter(0..1000).map(send);
+    requests.buffer_unordered(16).collect::<()>().await;
     assert_eq!(both.mixed(), 0, "a connection carried requests of both");
 }

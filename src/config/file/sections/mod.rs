@@ -4,6 +4,7 @@
 pub(super) mod drain_section;
 pub(super) mod emulator_section;
 mod endpoint_keys;
+mod hidden_routes;
 pub(super) mod http_section;
 pub(super) mod limits_section;
 pub(super) mod listener_section;

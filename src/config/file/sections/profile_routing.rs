@@ -15,6 +15,8 @@ pub(in crate::config::file) struct UpstreamNames {
     pub(in crate::config::file) names: Vec<Arc<str>>,
     /// Those that the profile's routes lead to.
     pub(in crate::config::file) routings: Vec<ProfileRouting>,
+    /// Those whose hosts or prefix are wrong: it is not known where they answer.
+    misread: Vec<Arc<str>>,
 }
 
 impl UpstreamNames {
@@ -33,6 +35,10 @@ impl UpstreamNames {
             hosts: table.or("hosts", many(host), Vec::new()),
             path_prefix: table.read("path_prefix", prefix),
         };
+        let is_wrong = |key| table.has_problem(key);
+        if is_wrong("hosts") || is_wrong("path_prefix") {
+            self.misread.push(Arc::clone(&name));
+        }
         self.names.push(name);
         if !is_only && !table.has("hosts") && !table.has("path_prefix") {
             return;
@@ -44,7 +50,9 @@ impl UpstreamNames {
     }
 
     fn complain_if_shared(&self, table: &ConfigTable<'_>, new: &ProfileRouting) {
-        let Some(other) = self.routings.iter().find(|other| is_shared(other, new)) else {
+        let is_read = |routing: &ProfileRouting| !self.misread.contains(&routing.upstream);
+        let mut others = self.routings.iter().filter(|other| is_read(other));
+        let Some(other) = others.find(|other| is_read(new) && is_shared(other, new)) else {
             return;
         };
         let key = if table.has("hosts") {

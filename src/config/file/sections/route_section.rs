@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 
+use super::hidden_routes::{report_if_hidden, report_unreached_upstreams};
 use super::http_section::allow_fields;
 use super::profile_routing::UpstreamNames;
 use super::route_values::{host, prefix, upstream};
@@ -15,9 +16,7 @@ use crate::config::file::value_readers::{
 use crate::config::file::value_readers::{text, word};
 use crate::config::problem::nearest;
 use crate::config::shipped::shipped_routes;
-use crate::config::{
-    Access, AllowedFields, PathPattern, PathPrefix, Route, Segment, Target, UsersCall,
-};
+use crate::config::{Access, AllowedFields, PathPattern, PathPrefix, Route, Target, UsersCall};
 use crate::profiles::{Profile, Role};
 
 const TARGETS: &[(&str, Target)] = &[
@@ -84,6 +83,7 @@ pub(in crate::config::file) fn routes(
         }
         seen.push(name);
     }
+    report_unreached_upstreams(root, &own, &shipped);
     own.append(&mut shipped);
     close(root, &mut own);
     own
@@ -292,43 +292,6 @@ fn check(table: &ConfigTable<'_>, route: &Route) {
         );
         table.complain(key, &reason, "path is the whole path that clients send");
     }
-}
-
-/// Reports a route that another above leaves no request. It is refused where the two take the same
-/// requests or lead to different upstreams, since one of them must be a mistake.
-fn report_if_hidden(table: &ConfigTable<'_>, route: &Route, above: &[Route]) {
-    let Some(other) = above.iter().find(|other| covers(other, route)) else {
-        return;
-    };
-    let reason = format!(
-        "is never reached: route \"{}\" above takes it all",
-        other.name
-    );
-    if covers(route, other) || other.upstream != route.upstream {
-        let suggestion = "give them different hosts, paths or methods, or remove one";
-        table.complain("path", &reason, suggestion);
-    } else {
-        table.warn("path", &reason, "the first match wins: put it above");
-    }
-}
-
-/// Whether `one` takes every request that `other` takes, by the same path.
-fn covers(one: &Route, other: &Route) -> bool {
-    let same_segment = |(one, other): (&Segment, &Segment)| match (one, other) {
-        (Segment::One(_), Segment::One(_)) => true,
-        _ => one == other,
-    };
-    let (path, others) = (&one.path.0, &other.path.0);
-    let host = |host: &String| one.hosts.contains(host);
-    path.len() == others.len()
-        && path.iter().zip(others).all(same_segment)
-        && (one.hosts.is_empty() || !other.hosts.is_empty() && other.hosts.iter().all(host))
-        && (one.methods.is_empty()
-            || !other.methods.is_empty()
-                && other
-                    .methods
-                    .iter()
-                    .all(|method| one.methods.contains(method)))
 }
 
 /// `close = ["groups.*"]`: routes by name; a `*` at the end stands for any rest.
