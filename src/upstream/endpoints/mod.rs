@@ -49,6 +49,10 @@ use retry_budget::RetryBudget;
 /// After which a request may try again while no endpoint is known, or all are drained.
 const RETRY_WITHOUT_ENDPOINT: Duration = Duration::from_secs(1);
 
+/// A timeout counts against an endpoint that had not responded for this long. Less is the end of a
+/// deadline that others have used up.
+const HANGING: Duration = Duration::from_secs(1);
+
 /// One server of an upstream, and how it is reached.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -316,11 +320,13 @@ impl EndpointSet {
 
     /// A request to `state` got no connection.
     pub(super) fn connect_failed(&self, state: &Arc<EndpointState>, failure: &DialError) {
-        state.health.connect_failed(FailureSource::Request, failure);
+        let is_counted = state.health.connect_failed(FailureSource::Request, failure);
         if let Some(metrics) = &state.metrics {
             metrics.note_no_connection();
         }
-        self.note_failure(state, &"no connection");
+        if is_counted {
+            self.note_failure(state, &"no connection");
+        }
     }
 
     /// A request to `state` got no response over its connection.
@@ -338,6 +344,16 @@ impl EndpointSet {
     /// The same, after a timeout; `owed`: how long the endpoint had not responded, of at most `limit`.
     pub(super) fn timed_out(&self, state: &Arc<EndpointState>, owed: Duration, limit: Duration) {
         state.health.abandoned(owed, limit);
+        if owed >= limit.min(HANGING) {
+            self.note_no_response(state);
+        } else if let Some(metrics) = &state.metrics {
+            metrics.note_no_response();
+        }
+    }
+
+    /// A response head from `state` that cannot be forwarded.
+    pub(super) fn response_unusable(&self, state: &Arc<EndpointState>) {
+        state.health.responded();
         self.note_no_response(state);
     }
 
@@ -357,7 +373,8 @@ impl EndpointSet {
             return;
         }
         let _ejecting = self.ejecting.lock();
-        if !self.list.load().may_eject(state) {
+        // After a failed trial it is out already.
+        if !state.is_ejected() && !self.list.load().may_eject(state) {
             return;
         }
         let pause = state.eject(rules);

@@ -185,11 +185,18 @@ impl EndpointHealth {
         }
     }
 
-    /// A request or a probe got no connection.
-    pub(super) fn connect_failed(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
-        if !is_local_failure(failure) {
+    /// A request or a probe got no connection. False: for lack of this process's own resources, which
+    /// says nothing about the endpoint.
+    pub(super) fn connect_failed(
+        &self,
+        asker: FailureSource,
+        failure: &(dyn Error + 'static),
+    ) -> bool {
+        let is_counted = !is_local_failure(failure);
+        if is_counted {
             self.failed(ExchangeFailure::NoConnection, asker, failure);
         }
+        is_counted
     }
 
     /// A request or a probe got no response over its connection.
