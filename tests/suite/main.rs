@@ -19,6 +19,7 @@ mod documents;
 mod drain;
 mod durable;
 mod early_responses;
+mod endpoints;
 mod error_formats;
 mod exhaustion;
 mod fair_shares;
