@@ -20,6 +20,7 @@ mod drain;
 mod durable;
 mod early_responses;
 mod endpoint_faults;
+mod endpoints;
 mod error_formats;
 mod exhaustion;
 mod fair_shares;

@@ -159,6 +159,7 @@ impl Repeat<'_> {
                 SendErrorKind::Closed
                 | SendErrorKind::DeadConnection
                 | SendErrorKind::Protocol
+                | SendErrorKind::Framing(_)
                 | SendErrorKind::FirstByteTimeout => request.is_safe(),
                 _ => return None,
             },

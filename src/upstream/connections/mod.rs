@@ -233,7 +233,7 @@ where
                     endpoints.timed_out(state, owed, timeout.first_byte);
                 }
             }
-            HeadFailure::Framing(_) => state.health.responded(),
+            HeadFailure::Framing(_) => endpoints.response_unusable(state),
             HeadFailure::Broken(_) => {}
         }
         let error = SendError::classify(failure, &connection, self.is_reused);

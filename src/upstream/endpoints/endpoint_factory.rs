@@ -71,20 +71,28 @@ impl EndpointFactory {
         known: impl Fn(&str) -> Option<Arc<EndpointState>>,
     ) -> Result<Arc<Endpoint>, Error> {
         let name = place.name();
+        let state = match known(&name) {
+            Some(state) if state.metrics.is_some() == self.settings.has_endpoints() => state,
+            // It was the only endpoint, or is now: only what its breaker knows goes on.
+            Some(state) => self.state(&name, Some(Arc::clone(&state.health))),
+            None => self.state(&name, None),
+        };
         Ok(Arc::new(Endpoint {
-            state: known(&name).unwrap_or_else(|| self.state(&name)),
+            state,
             base: place.base.clone(),
             host: host(&self.settings, &place.base)?,
             dialer: self.dialer(place)?,
         }))
     }
 
-    fn state(&self, name: &str) -> Arc<EndpointState> {
+    fn state(&self, name: &str, health: Option<Arc<EndpointHealth>>) -> Arc<EndpointState> {
         let name: Arc<str> = Arc::from(name);
         let upstream = &self.settings.name;
         let has_several = self.settings.has_endpoints();
         let shown = has_several.then(|| Arc::clone(&name));
-        let health = EndpointHealth::new(upstream, shown, &self.metrics.upstream(upstream));
+        let health = health.unwrap_or_else(|| {
+            EndpointHealth::new(upstream, shown, &self.metrics.upstream(upstream))
+        });
         let metrics = has_several.then(|| self.metrics.endpoint(upstream, &name));
         EndpointState::new(name, health, metrics)
     }

@@ -10,8 +10,11 @@ use tracing::{info, warn};
 use super::EndpointSet;
 use super::endpoint_state::{EndpointState, is_endpoint_failure};
 use crate::upstream::health::breaker::FailureSource;
-use crate::upstream::health::is_local_failure;
 use crate::upstream::transport::dial_error::DialError;
+
+/// A timeout counts against an endpoint that had not responded for this long. Less is the end of a
+/// deadline that others have used up.
+const HANGING: Duration = Duration::from_secs(1);
 
 impl EndpointSet {
     /// A response head has arrived from `state`.
@@ -47,11 +50,11 @@ impl EndpointSet {
         state: &Arc<EndpointState>,
         failure: &DialError,
     ) {
-        state.health.connect_failed(FailureSource::Request, failure);
+        let is_counted = state.health.connect_failed(FailureSource::Request, failure);
         if let Some(metrics) = &state.metrics {
             metrics.note_no_connection();
         }
-        if !is_local_failure(failure) {
+        if is_counted {
             self.note_failure(state, &"no connection");
         }
     }
@@ -76,6 +79,16 @@ impl EndpointSet {
         limit: Duration,
     ) {
         state.health.abandoned(owed, limit);
+        if owed >= limit.min(HANGING) {
+            self.note_no_response(state);
+        } else if let Some(metrics) = &state.metrics {
+            metrics.note_no_response();
+        }
+    }
+
+    /// A response head from `state` that cannot be forwarded.
+    pub(in crate::upstream) fn response_unusable(&self, state: &Arc<EndpointState>) {
+        state.health.responded();
         self.note_no_response(state);
     }
 
@@ -95,7 +108,8 @@ impl EndpointSet {
             return;
         }
         let _ejecting = self.ejecting.lock();
-        if !self.list.load().may_eject(state) {
+        // After a failed trial it is out already.
+        if !state.is_ejected() && !self.list.load().may_eject(state) {
             return;
         }
         let pause = state.eject(rules);

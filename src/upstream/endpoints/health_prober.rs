@@ -92,7 +92,7 @@ impl EndpointProber {
                     debug!(error = %chain(&failure), "the upstream did not answer a probe");
                     match &failure {
                         CallError::Unreachable(_) => {
-                            health.connect_failed(FailureSource::Probe, &failure)
+                            health.connect_failed(FailureSource::Probe, &failure);
                         }
                         CallError::Broken(_) | CallError::Late(_) => {
                             health.response_failed(FailureSource::Probe, &failure);

@@ -185,11 +185,18 @@ impl EndpointHealth {
         }
     }
 
-    /// A request or a probe got no connection.
-    pub(super) fn connect_failed(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
-        if !is_local_failure(failure) {
+    /// A request or a probe got no connection. False: for lack of this process's own resources, which
+    /// says nothing about the endpoint.
+    pub(super) fn connect_failed(
+        &self,
+        asker: FailureSource,
+        failure: &(dyn Error + 'static),
+    ) -> bool {
+        let is_counted = !is_local_failure(failure);
+        if is_counted {
             self.failed(ExchangeFailure::NoConnection, asker, failure);
         }
+        is_counted
     }
 
     /// A request or a probe got no response over its connection.
@@ -287,7 +294,7 @@ impl EndpointHealth {
 struct AbandonedExchange(Duration);
 
 /// This host itself cannot open connections: no file descriptors or no memory left.
-pub(in crate::upstream) fn is_local_failure(failure: &(dyn Error + 'static)) -> bool {
+fn is_local_failure(failure: &(dyn Error + 'static)) -> bool {
     use rustix::io::Errno;
     let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     std::iter::once(failure)
