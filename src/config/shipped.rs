@@ -69,32 +69,41 @@ pub fn shipped_routes(profile: &Profile, routings: &[ProfileRouting]) -> Vec<Rou
     let by_kind = routings.iter().flat_map(ProfileRouting::by_kind_of_host);
     let mut sorted: Vec<ProfileRouting> = by_kind.collect();
     sorted.sort_by_key(ProfileRouting::rank);
-    let of = |routing: &ProfileRouting| -> Vec<Route> {
-        let routes = profile.routes.iter();
-        routes
-            .map(|route| shipped(route, profile, routing))
-            .collect()
-    };
+    // Made once: the routes of a thousand upstreams share names and classes.
+    let routes = profile.routes.iter();
+    let routes: Vec<Route> = routes.map(|route| shipped(route, profile)).collect();
+    let of = |routing| routes.iter().map(move |route| led_by(route, routing));
     sorted.iter().flat_map(of).collect()
 }
 
-fn shipped(route: &ProfileRoute, profile: &Profile, routing: &ProfileRouting) -> Route {
+/// A route of the profile, where `routing` leads it.
+fn led_by(route: &Route, routing: &ProfileRouting) -> Route {
+    let prefix = &routing.path_prefix;
+    Route {
+        hosts: routing.hosts.clone(),
+        path: match prefix {
+            Some(prefix) => prefix.before(&route.path),
+            None => route.path.clone(),
+        },
+        strip_prefix: prefix.clone().filter(|prefix| !prefix.is_empty()),
+        upstream: Arc::clone(&routing.upstream),
+        ..route.clone()
+    }
+}
+
+/// A route of the profile at any host, without an upstream yet.
+fn shipped(route: &ProfileRoute, profile: &Profile) -> Route {
     let first = route.name.split_once('.').map_or("", |(first, _)| first);
     let class = if profile.classes.contains(&first) {
         first
     } else {
         "other"
     };
-    let path = PathPattern::parse(route.path).expect("paths of profiles are checked by a test");
-    let prefix = routing.path_prefix.clone();
     let plain = Route {
         name: Arc::from(route.name),
-        hosts: routing.hosts.clone(),
-        path: match &routing.path_prefix {
-            Some(prefix) => prefix.before(&path),
-            None => path,
-        },
-        strip_prefix: prefix.filter(|prefix| !prefix.is_empty()),
+        hosts: Vec::new(),
+        path: PathPattern::parse(route.path).expect("paths of profiles are checked by a test"),
+        strip_prefix: None,
         preserve_host: false,
         methods: route.methods.to_vec(),
         access: match route.access {
@@ -105,7 +114,7 @@ fn shipped(route: &ProfileRoute, profile: &Profile, routing: &ProfileRouting) ->
             ProfileAccess::Own => vec![Access::Token, Access::Role(Role::Admin)],
         },
         target: Target::Upstream,
-        upstream: Arc::clone(&routing.upstream),
+        upstream: Arc::from(""),
         class: Arc::from(class),
         monitoring: false,
         max_body: 1 << 20,

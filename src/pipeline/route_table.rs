@@ -52,7 +52,8 @@ pub struct RouteEntry {
     pub(in crate::pipeline) class_bucket: Box<str>,
     /// None: path and `Host` are forwarded as usual.
     pub(in crate::pipeline) rewrite: Option<Box<RouteRewrite>>,
-    pub(in crate::pipeline) counts: RouteCounts,
+    /// Shared by all routes of this name.
+    pub(in crate::pipeline) counts: Arc<RouteCounts>,
 }
 
 impl RouteEntry {
@@ -103,10 +104,16 @@ impl RouteTable {
 
     /// `upstream`: where the requests of a route go.
     pub fn new(routes: &[Arc<Route>], upstream: impl Fn(&Route) -> RouteUpstream) -> Self {
-        let mut table = Self::default();
+        let mut table = Self {
+            routes: Vec::with_capacity(routes.len()),
+            ..Self::default()
+        };
+        let mut counts: HashMap<&str, Arc<RouteCounts>> = HashMap::new();
         for (index, route) in routes.iter().enumerate() {
             table.insert(route, index);
             let upstream = upstream(route);
+            let new = || Arc::new(RouteCounts::new(&route.name));
+            let counts = counts.entry(&route.name).or_insert_with(new);
             table.routes.push(RouteEntry {
                 route: Arc::clone(route),
                 index,
@@ -114,7 +121,7 @@ impl RouteTable {
                 takes_client_tokens: upstream.has_users,
                 class_bucket: format!("{}/{}", upstream.name, route.class).into(),
                 rewrite: RouteRewrite::of(route).map(Box::new),
-                counts: RouteCounts::new(&route.name),
+                counts: Arc::clone(counts),
             });
         }
         table.any_host.shrink();

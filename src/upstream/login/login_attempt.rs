@@ -70,7 +70,9 @@ impl Renewer {
     pub(super) fn budget_wait(&self, cause: LoginCause) -> Option<Duration> {
         let share = match cause {
             LoginCause::Refusal => BudgetShare::Refusals,
-            LoginCause::Renewal if self.failures == 0 => BudgetShare::Whole,
+            LoginCause::Renewal if self.failures == 0 || self.session.is_ready() => {
+                BudgetShare::Whole
+            }
             LoginCause::Renewal | LoginCause::Unproven => BudgetShare::Repeated,
         };
         lock(&self.budget).wait(share, Instant::now())

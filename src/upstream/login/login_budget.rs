@@ -36,10 +36,10 @@ const MIN_PAUSE: Duration = Duration::from_millis(50);
 pub(in crate::upstream) enum BudgetShare {
     /// All but a quarter: logins because of refusals, while the token works elsewhere.
     Refusals,
-    /// The same at once, and that quarter one by one over the hour: logins after others that brought no
-    /// token, or one that nothing accepts. They would otherwise spend the hour in minutes.
+    /// The same at once, and that quarter one by one over the hour: without a token that works, logins after
+    /// others that brought none, or one that nothing accepts. They would otherwise spend the hour in minutes.
     Repeated,
-    /// All, at once: the renewal of a token that works, and the first login.
+    /// All, at once: the renewal of a token that works, also when it is repeated, and the first login.
     Whole,
 }
 

@@ -1,11 +1,11 @@
 //! `directory = "webapp"` with several upstreams: one has the users. Their tokens go to that one only.
 
 use super::{LOGIN, common, echo};
+use crate::harness::upstream::Upstream;
 use crate::harness::{Gateway, WEBAPP_PASSWORD, eventually};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_users_token_goes_to_the_upstream_of_the_users_only() {
-    let (users, other) = (echo("users").await, echo("other").await);
+/// The users are at `users`, which has all paths but those of `other`.
+async fn relaying(users: &Upstream, other: &Upstream) -> Gateway {
     let text = common(&format!(
         r#"
 [upstream.users]
@@ -23,7 +23,13 @@ upstream = "users"
         users = users.address,
         other = other.address
     ));
-    let gateway = Gateway::of_text(&text).await;
+    Gateway::of_text(&text).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_token_goes_to_the_upstream_of_the_users_only() {
+    let (users, other) = (echo("users").await, echo("other").await);
+    let gateway = relaying(&users, &other).await;
     // A login at either address is one at the upstream of the users.
     for login in ["/v1/users/login", "/other/v1/users/login"] {
         let request = gateway.client().request(reqwest::Method::POST, login);
@@ -56,7 +62,18 @@ upstream = "users"
     let about = client.get("/other/v1/settings/profile/about").await;
     assert_eq!(about.status(), 403);
     assert_eq!(other.count("GET /v1/settings/profile/about"), 0);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_reload_sends_known_tokens_to_another_upstream() {
+    let (users, other) = (echo("users").await, echo("other").await);
+    let gateway = relaying(&users, &other).await;
+    let login = gateway
+        .client()
+        .request(reqwest::Method::POST, "/v1/users/login");
+    let login = login.basic_auth("worker", Some(WEBAPP_PASSWORD));
+    assert_eq!(login.send().await.unwrap().status(), 200);
+    let client = gateway.client().with_token("token-of-users");
     // Another upstream for known tokens: refused, and everything stays as it is.
     let file = gateway.config_file();
     let old = std::fs::read_to_string(&file).unwrap();

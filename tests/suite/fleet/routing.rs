@@ -305,7 +305,7 @@ access = "api_key"
     let gateway = Gateway::of_text(&text).await;
     let gateway = &gateway;
     let send = async |turn: usize| {
-        let path = if turn % 2 == 0 { "/x/1" } else { "/y/1" };
+        let path = ["/x/1", "/y/1"][turn % 2];
         let echoed: Echoed = get(gateway, path, "localhost").await;
         assert_eq!(echoed.status, 200);
         let token = format!("bearer token for user-{}", &path[1..2]);
