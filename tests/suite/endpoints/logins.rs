@@ -9,20 +9,13 @@ use super::server::{Behaviour, Server};
 use super::{EndpointGate, NO_EJECTION, config, urls};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gate_logs_in_at_an_endpoint_that_works() {
-    for way in [
-        Behaviour::Close,
-        Behaviour::Respond(503, Duration::ZERO),
-        Behaviour::Respond(500, Duration::ZERO),
-    ] {
-        let (a, b) = (Server::start().await, Server::start().await);
-        a.set_logins(Some(way.clone()));
+async fn the_gate_logs_in_at_an_endpoint_that_can_be_reached() {
+    for _ in 0..4 {
+        let (a, b) = (Server::unheard(Behaviour::Close), Server::start().await);
         // It waits for the login.
         let gate = EndpointGate::start(&[&a, &b], NO_EJECTION).await;
-        for _ in 0..20 {
-            assert_eq!(gate.get("/x").await, 200, "{way:?}");
-        }
-        assert_eq!(b.logins(), 1, "{way:?}");
+        assert_eq!(gate.get("/x").await, 200);
+        assert_eq!(b.logins(), 1);
     }
 }
 

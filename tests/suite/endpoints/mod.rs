@@ -3,10 +3,10 @@
 
 mod ejection;
 mod health_checks;
-mod load;
-mod operator;
 mod links;
+mod load;
 mod logins;
+mod operator;
 mod repeats;
 mod server;
 
