@@ -98,7 +98,7 @@ async fn reloads_move_no_count_and_make_no_check() {
             &lines.replace("NUMBER", &number.to_string()),
         )
     };
-    let mut gate = EndpointGate::of(&text(&[&a, &b], 10)).await;
+    let gate = EndpointGate::of(&text(&[&a, &b], 10)).await;
     eventually("the first checks", async || {
         let listed = gate.listed().await;
         a.checks() > 0 && !listed[1]["trouble"].is_null()

@@ -129,7 +129,7 @@ async fn endpoints_join_and_leave_under_load() {
         server.set(Behaviour::Respond(200, Duration::from_millis(10)));
     }
     let text = |servers: &[&Server]| config(&urls(servers), "slow_start = \"0s\"");
-    let mut gate = EndpointGate::of(&text(&[&a])).await;
+    let gate = EndpointGate::of(&text(&[&a])).await;
     let load = Load::start(&gate, 8, &Method::POST);
     let steps: [&[&Server]; 6] = [&[&a, &b], &[&b, &c, &a], &[&c, &b], &[&c], &[&a, &c], &[&a]];
     for servers in steps {
@@ -162,7 +162,7 @@ async fn endpoints_join_and_leave_under_load() {
 async fn every_way_out_is_counted_down() {
     let (a, b) = (Server::start().await, Server::start().await);
     let lines = |number: usize| format!("{QUICK}\nconcurrency = {number}");
-    let mut gate = EndpointGate::start(&[&a, &b], &lines(200)).await;
+    let gate = EndpointGate::start(&[&a, &b], &lines(200)).await;
     let ways = [
         Behaviour::Close,
         Behaviour::Reset(0),

@@ -3,7 +3,9 @@
 
 mod ejection;
 mod health_checks;
+mod links;
 mod load;
+mod logins;
 mod operator;
 mod repeats;
 mod server;
@@ -77,7 +79,6 @@ fn urls(servers: &[&Server]) -> Vec<String> {
 struct EndpointGate {
     gateway: Gateway,
     client: KeyClient,
-    reloads: u64,
 }
 
 impl EndpointGate {
@@ -97,7 +98,6 @@ impl EndpointGate {
         let gate = Self {
             client: KeyClient(gateway.client()),
             gateway,
-            reloads: 0,
         };
         eventually("the gate's login", async || {
             !gate.readiness().await.contains("login")
@@ -126,12 +126,13 @@ impl EndpointGate {
         )
     }
 
-    async fn reload(&mut self, text: &str) {
-        std::fs::write(self.gateway.config_file(), text).unwrap();
-        self.reloads += 1;
+    async fn reload(&self, text: &str) {
         let reloads = &self.gateway.metrics.reloads;
+        let before = reloads.value(ReloadResult::Applied);
+        std::fs::write(self.gateway.config_file(), text).unwrap();
+        self.gateway.steering.hup.notify_one();
         eventually("the reload", async || {
-            reloads.value(ReloadResult::Applied) >= self.reloads
+            reloads.value(ReloadResult::Applied) > before
         })
         .await;
     }

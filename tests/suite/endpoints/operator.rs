@@ -18,7 +18,7 @@ async fn a_drained_endpoint_gets_nothing_also_over_a_reload() {
         let lines = format!("slow_start = \"0s\"\nconcurrency = {concurrency}");
         config(&urls(&[&a, &b]), &lines)
     };
-    let mut gate = EndpointGate::of(&text(20)).await;
+    let gate = EndpointGate::of(&text(20)).await;
     let load = Load::start(&gate, 6, &Method::POST);
     for round in 0..3 {
         let before = b.requests();

@@ -37,6 +37,8 @@ pub(super) struct Server {
 
 struct State {
     behaviour: Behaviour,
+    /// The same for logins; None: a token.
+    logins: Option<Behaviour>,
     /// The status for `/health`.
     health: u16,
     seen: BTreeMap<String, usize>,
@@ -61,6 +63,7 @@ impl Server {
             address: socket.local_addr().unwrap(),
             state: Arc::new(Mutex::new(State {
                 behaviour,
+                logins: None,
                 health: 200,
                 seen: BTreeMap::new(),
                 tasks: Vec::new(),
@@ -78,6 +81,15 @@ impl Server {
 
     pub(super) fn respond(&self, status: u16) {
         self.set(Behaviour::Respond(status, Duration::ZERO));
+    }
+
+    /// What it does with logins; None: it issues a token.
+    pub(super) fn set_logins(&self, behaviour: Option<Behaviour>) {
+        self.state.lock().logins = behaviour;
+    }
+
+    pub(super) fn logins(&self) -> usize {
+        self.count("POST /v1/users/login")
     }
 
     pub(super) fn set_health(&self, status: u16) {
@@ -142,7 +154,10 @@ impl Server {
                 *state.seen.entry(line.clone()).or_default() += 1;
                 match line.as_str() {
                     "GET /health" => Behaviour::Respond(state.health, Duration::ZERO),
-                    "POST /v1/users/login" => Behaviour::Respond(0, Duration::ZERO),
+                    "POST /v1/users/login" => {
+                        let token = Behaviour::Respond(0, Duration::ZERO);
+                        state.logins.clone().unwrap_or(token)
+                    }
                     _ => state.behaviour.clone(),
                 }
             };
