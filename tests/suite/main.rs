@@ -19,7 +19,6 @@ mod documents;
 mod drain;
 mod durable;
 mod early_responses;
-mod endpoint_faults;
 mod endpoints;
 mod error_formats;
 mod exhaustion;

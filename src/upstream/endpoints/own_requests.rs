@@ -69,7 +69,8 @@ impl OwnRequests {
     }
 
     /// Sends `request` to an endpoint that seems to work, to another one if there is no connection, and
-    /// returns what `read` makes of the response. `used`: gets the endpoint; `dial_by`: a deadline for connecting, besides the
+    /// returns what `read` makes of the response. `used`: avoided if another endpoint is up, and replaced by
+    /// the endpoint that was used; `dial_by`: a deadline for connecting, besides the
     /// dialer's own timeout; `limit`: timeout of the response, reading included.
     pub(in crate::upstream) async fn call<T>(
         &self,
@@ -80,8 +81,11 @@ impl OwnRequests {
         read: impl AsyncFnOnce(Response<Incoming>) -> T,
     ) -> Result<T, CallError> {
         let mut tried: Vec<Arc<str>> = Vec::new();
+        let avoided = used.take().map(|state| Arc::clone(&state.name));
+        let avoided: Vec<Arc<str>> = avoided.into_iter().collect();
+        let mut other = self.choose(&avoided).filter(|_| !avoided.is_empty());
         loop {
-            let Some(endpoint) = self.choose(&tried) else {
+            let Some(endpoint) = other.take().or_else(|| self.choose(&tried)) else {
                 let upstream = Arc::clone(self.endpoints.name());
                 return Err(CallError::Unreachable(DialError::NoEndpoint { upstream }));
             };

@@ -9,6 +9,7 @@ use http::header::{ACCEPT, DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::description::{BadLoginResponse, LoginDescription, LoginResponseParts};
@@ -123,6 +124,8 @@ pub(in crate::upstream) struct LoginCall {
     username: String,
     /// The timeout of the whole call: connect, send and read.
     timeout: Duration,
+    /// The endpoint at which the last login failed: the next one goes elsewhere.
+    failed_at: Mutex<Option<Arc<EndpointState>>>,
 }
 
 impl LoginCall {
@@ -136,6 +139,7 @@ impl LoginCall {
             description,
             username: login.username.clone(),
             timeout: login.timeout,
+            failed_at: Mutex::default(),
         }
     }
 
@@ -147,13 +151,14 @@ impl LoginCall {
         &self,
         password: &Secret,
     ) -> Result<LoginGrant, LoginError> {
-        let mut used = None;
+        let mut used = self.failed_at.lock().clone();
         let outcome = timeout(self.timeout, Box::pin(self.ask(password, &mut used)))
             .await
             .unwrap_or(Err(LoginError::Timeout(self.timeout)));
-        if let Some(used) = used {
+        if let Some(used) = &used {
             tell(&outcome, &used.health);
         }
+        *self.failed_at.lock() = used.filter(|_| outcome.is_err());
         outcome
     }
 
