@@ -8,7 +8,7 @@ use super::{
     AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
     OnPasswordChange, ProxyLogin,
 };
-use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
+use super::{Http2Mode, StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
@@ -191,6 +191,9 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     }
     if let Some(host) = &upstream.host {
         let _ = write!(text, ", Host {host}");
+    }
+    if upstream.http2 != Http2Mode::Never {
+        let _ = write!(text, ", HTTP/2 {}", upstream.http2.word());
     }
     page.row("upstream", text);
     if let Some(proxy) = &upstream.proxy {

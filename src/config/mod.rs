@@ -34,7 +34,7 @@ pub use shipped::{ProfileRouting, shipped_routes};
 pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
-pub use upstream_address::{BaseAddress, ProxyConfig, ProxyLogin, Trust};
+pub use upstream_address::{BaseAddress, Http2Mode, ProxyConfig, ProxyLogin, Trust};
 pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
@@ -137,6 +137,8 @@ pub struct UpstreamConfig {
     pub trust: Trust,
     /// The name the upstream's certificate must carry, when it is not the host's.
     pub server_name: Option<String>,
+    /// Which version of HTTP is spoken with it.
+    pub http2: Http2Mode,
     /// The gate's own certificate, shown when the upstream asks for one.
     pub client_certificate: Option<CertificateFiles>,
     /// None: the upstream is reached without a proxy.
@@ -177,6 +179,7 @@ impl UpstreamConfig {
             && self.server_name == other.server_name
             && self.client_certificate == other.client_certificate
             && self.proxy == other.proxy
+            && self.http2 == other.http2
     }
 }
 

@@ -18,7 +18,7 @@ use super::transport::tls::trust::TrustError;
 use super::transport::tls::upstream_tls::UpstreamTls;
 use super::transport::unix_dialer::UnixDialer;
 use super::{BadApiKey, Error};
-use crate::config;
+use crate::config::{self, Http2Mode};
 use crate::dns::DnsResolver;
 use crate::lifecycle::TaskScope;
 
@@ -62,9 +62,11 @@ impl UpstreamMaterials {
         settings: &config::UpstreamConfig,
         scope: &TaskScope,
     ) -> Dialer {
+        let has_prior_knowledge = !settings.base.tls && settings.http2 == Http2Mode::Always;
         if let Some(path) = &settings.base.socket {
             let limit = settings.connect_timeout;
-            return Dialer::Unix(UnixDialer::new(path.clone(), limit, &settings.name));
+            let unix = UnixDialer::new(path.clone(), limit, &settings.name);
+            return Dialer::Unix(unix.with_prior_knowledge(has_prior_knowledge));
         }
         let login = self.proxy_login.take().map(Arc::new);
         let proxy = settings.proxy.as_ref().map(|_| ConnectProxy {
@@ -82,6 +84,7 @@ impl UpstreamMaterials {
             proxy: proxy.map(Arc::new),
             memory: AddressMemory::default(),
             tls: self.tls.take().map(Arc::new),
+            has_prior_knowledge,
             limit: settings.connect_timeout,
             upstream: Arc::clone(&settings.name),
         })

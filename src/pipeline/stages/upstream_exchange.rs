@@ -23,6 +23,9 @@ use crate::upstream::{
     UpstreamResponseBody,
 };
 
+/// How often a request is repeated that the upstream has not processed.
+const MAX_REPEATS: usize = 3;
+
 /// Sends one request to the upstream, as often as necessary.
 #[derive(Debug)]
 pub(in crate::pipeline) struct Forwarder<'a> {
@@ -106,14 +109,25 @@ impl<'a> Forwarder<'a> {
         credential: &UpstreamCredential,
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
-        let Some(outbound) = repeatable(request, &error, credential) else {
-            return Err(rejection(request, error));
-        };
-        entry.set_retried();
-        let metrics = &self.upstream().metrics;
-        metrics.upstream_retries.add(RetryReason::DeadConnection);
-        let sent = self.connections.send_fresh(outbound, self.timeout()).await;
-        sent.map_err(|error| rejection(request, error))
+        let mut error = error;
+        for _ in 0..MAX_REPEATS {
+            let Some(outbound) = repeatable(request, &error, credential) else {
+                break;
+            };
+            entry.set_retried();
+            let reason = match error.kind {
+                SendErrorKind::NotProcessed => RetryReason::NotProcessed,
+                _ => RetryReason::DeadConnection,
+            };
+            self.upstream().metrics.upstream_retries.add(reason);
+            match self.connections.send_fresh(outbound, self.timeout()).await {
+                Ok(response) => return Ok(response),
+                // A dead connection is repeated once; what was not processed costs the upstream nothing.
+                Err(next) if next.kind == SendErrorKind::NotProcessed => error = next,
+                Err(next) => return Err(rejection(request, next)),
+            }
+        }
+        Err(rejection(request, error))
     }
 
     /// How long the upstream may take to respond.
@@ -144,7 +158,10 @@ fn repeatable<'a>(
     error: &SendError,
     credential: &'a UpstreamCredential,
 ) -> Option<OutboundRequest<'a, RequestBody>> {
-    if error.kind != SendErrorKind::DeadConnection {
+    if !matches!(
+        error.kind,
+        SendErrorKind::DeadConnection | SendErrorKind::NotProcessed
+    ) {
         return None;
     }
     if !error.is_unsent && !request.is_idempotent() {

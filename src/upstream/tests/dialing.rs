@@ -32,6 +32,7 @@ fn dialer(names: DnsResolver, port: u16, limit: Duration) -> TcpDialer {
         memory: AddressMemory::default(),
         proxy: None,
         tls: None,
+        has_prior_knowledge: false,
         limit,
         upstream: "main".into(),
     }

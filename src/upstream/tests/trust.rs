@@ -231,6 +231,7 @@ async fn an_address_with_broken_tls_is_skipped() {
             memory: AddressMemory::default(),
             proxy: None,
             tls: Some(Arc::new(UpstreamTls::open(&settings).unwrap())),
+            has_prior_knowledge: false,
             limit: TEST_TIMEOUT,
             upstream,
         };

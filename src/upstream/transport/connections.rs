@@ -6,7 +6,6 @@ use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
@@ -14,12 +13,17 @@ use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
-use super::dial_error::DialError;
-use super::http1::OutboundRequest;
+use super::dial_watch::dial_watched;
 use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
-use super::http1::response_body::UpstreamResponseBody;
+use super::http2::connection::StreamLease;
+use super::http2::connection_set::{AcquiredStream, Http2ConnectionSet};
+use super::http2::exchange::Http2Exchange;
+use super::http2::response_future::Http2ResponseFuture;
+use super::outbound_request::OutboundRequest;
 use super::pool::IdlePool;
+use super::response_body::UpstreamResponseBody;
 use super::send_error::{SendError, SendErrorKind};
+use super::tracked_stream::TrackedStream;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
@@ -33,6 +37,15 @@ type BoxError = Box<dyn Error + Send + Sync>;
 pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
+    /// None: HTTP/1.1 only.
+    http2: Option<Arc<Http2ConnectionSet>>,
+}
+
+/// A connection that was opened for one request.
+enum NewConnection<B> {
+    Http1(Box<UpstreamConnection<B>>),
+    /// It was handed to the set of HTTP/2 connections.
+    Http2,
 }
 
 impl<B> UpstreamConnections<B>
@@ -43,7 +56,13 @@ where
     /// `tasks`: those of the worker's own runtime.
     pub fn new(upstream: Arc<Upstream>, tasks: &TaskSet) -> Self {
         let pool = IdlePool::new(upstream.idle_timeout, tasks);
-        Self { upstream, pool }
+        let may_speak = upstream.dialer.may_speak_http2();
+        let http2 = may_speak.then(|| Http2ConnectionSet::new(&upstream, tasks));
+        Self {
+            upstream,
+            pool,
+            http2,
+        }
     }
 
     pub fn upstream(&self) -> &Arc<Upstream> {
@@ -63,18 +82,23 @@ where
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
         self.pool.close_idle();
-        self.send(request, timeout).await
+        let request = self.with_host(request);
+        match self.http2_first() {
+            Some(set) => self.send_over_http2(set, true, request, timeout).await,
+            None => self.send_over_new(request, timeout).await,
+        }
     }
 
     /// Sends `request`, with the upstream's own `Host` if it has none, and returns the response head.
     pub fn send<'a>(
         &'a self,
-        mut request: OutboundRequest<'a, B>,
+        request: OutboundRequest<'a, B>,
         timeout: ResponseTimeout,
     ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> {
-        if !request.fields.contains("host") {
-            let host = Cow::Borrowed(&self.upstream.host);
-            request.fields.push_own("host", host);
+        let request = self.with_host(request);
+        if let Some(set) = self.http2_first() {
+            let sent = self.send_over_http2(set, false, request, timeout);
+            return Either::Right(Either::Right(Box::pin(sent)));
         }
         match self.pool.take() {
             Some(connection) => {
@@ -84,8 +108,52 @@ where
                     .add(ConnectResult::Reused);
                 Either::Left(self.exchange(connection, true, request, timeout))
             }
-            None => Either::Right(Box::pin(self.send_over_new(request, timeout))),
+            None => {
+                let sent = self.send_over_new(request, timeout);
+                Either::Right(Either::Left(Box::pin(sent)))
+            }
         }
+    }
+
+    fn with_host<'a>(&'a self, mut request: OutboundRequest<'a, B>) -> OutboundRequest<'a, B> {
+        if !request.fields.contains("host") {
+            let host = Cow::Borrowed(&self.upstream.host);
+            request.fields.push_own("host", host);
+        }
+        request
+    }
+
+    /// The HTTP/2 connections, unless the upstream has chosen HTTP/1.1.
+    fn http2_first(&self) -> Option<&Arc<Http2ConnectionSet>> {
+        self.http2.as_ref().filter(|set| !set.is_http1_chosen())
+    }
+
+    async fn send_over_http2(
+        &self,
+        set: &Arc<Http2ConnectionSet>,
+        is_fresh: bool,
+        request: OutboundRequest<'_, B>,
+        timeout: ResponseTimeout,
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
+        match set.acquire(timeout, is_fresh).await? {
+            AcquiredStream::Http2(lease) => self.exchange_http2(lease, request, timeout).await,
+            AcquiredStream::Http1(Some(stream)) => {
+                let connection = self.http1_connection(*stream);
+                self.exchange(connection, false, request, timeout).await
+            }
+            AcquiredStream::Http1(None) => self.send_over_new(request, timeout).await,
+        }
+    }
+
+    async fn exchange_http2(
+        &self,
+        lease: StreamLease,
+        request: OutboundRequest<'_, B>,
+        timeout: ResponseTimeout,
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
+        let is_tls = self.upstream.dialer.tls().is_some();
+        let exchange = Http2Exchange::begin(lease, request, is_tls)?;
+        Http2ResponseFuture::new(exchange, timeout, &self.upstream).await
     }
 
     async fn send_over_new(
@@ -94,7 +162,14 @@ where
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
         match self.connect(timeout.until).await {
-            Ok(connection) => self.exchange(connection, false, request, timeout).await,
+            Ok(NewConnection::Http1(connection)) => {
+                self.exchange(connection, false, request, timeout).await
+            }
+            // The upstream has begun to choose HTTP/2.
+            Ok(NewConnection::Http2) => match &self.http2 {
+                Some(set) => Box::pin(self.send_over_http2(set, false, request, timeout)).await,
+                None => Err(SendErrorKind::ConnectFailed.into()),
+            },
             Err((kind, source)) => Err(SendError::unsent(kind, source)),
         }
     }
@@ -102,25 +177,28 @@ where
     async fn connect(
         &self,
         end: Option<Instant>,
-    ) -> Result<Box<UpstreamConnection<B>>, (SendErrorKind, BoxError)> {
-        let watch = DialWatch::begin(&self.upstream);
-        let dialed = self.upstream.dialer.dial(end).await;
-        watch.end(dialed.as_ref().err());
-        let link = dialed.map_err(|failure| {
-            let (label, kind) = match failure.is_timeout() {
-                true => (ConnectResult::Timeout, SendErrorKind::ConnectTimeout),
-                false => (ConnectResult::Failed, SendErrorKind::ConnectFailed),
+    ) -> Result<NewConnection<B>, (SendErrorKind, BoxError)> {
+        let dialed = dial_watched(&self.upstream, end).await;
+        let stream = dialed.map_err(|failure| {
+            let kind = match failure.is_timeout() {
+                true => SendErrorKind::ConnectTimeout,
+                false => SendErrorKind::ConnectFailed,
             };
-            self.upstream.metrics.upstream_connects.add(label);
             (kind, BoxError::from(failure))
         })?;
+        if stream.is_http2()
+            && let Some(set) = &self.http2
+        {
+            set.adopt(stream);
+            return Ok(NewConnection::Http2);
+        }
+        Ok(NewConnection::Http1(self.http1_connection(stream)))
+    }
+
+    fn http1_connection(&self, stream: TrackedStream) -> Box<UpstreamConnection<B>> {
         let open = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
-        self.upstream
-            .metrics
-            .upstream_connects
-            .add(ConnectResult::New);
-        Ok(UpstreamConnection::new(link, home, open))
+        UpstreamConnection::new(stream, home, open)
     }
 
     pub(in crate::upstream) fn exchange(
@@ -201,50 +279,6 @@ impl<B> UpstreamConnections<B> {
     fn abandoned(&self, connection: &UpstreamConnection<B>, timeout: &ResponseTimeout) {
         if let Some(owed) = connection.owed_for() {
             self.upstream.health().abandoned(owed, timeout.first_byte);
-        }
-    }
-}
-
-/// Reports the outcome of a dial to the upstream's health, also if the request is dropped during
-/// it.
-struct DialWatch<'a> {
-    upstream: &'a Upstream,
-    began: Instant,
-    has_ended: bool,
-}
-
-impl<'a> DialWatch<'a> {
-    fn begin(upstream: &'a Upstream) -> Self {
-        Self {
-            upstream,
-            began: Instant::now(),
-            has_ended: false,
-        }
-    }
-
-    fn end(mut self, failure: Option<&DialError>) {
-        self.has_ended = true;
-        let health = self.upstream.health();
-        match failure {
-            None => {}
-            // Ended early by the deadline of the whole exchange.
-            Some(failure) if failure.is_deadline() && self.began.elapsed() < self.limit() => {
-                health.abandoned(self.began.elapsed(), self.limit());
-            }
-            Some(failure) => health.connect_failed(FailureSource::Request, failure),
-        }
-    }
-
-    fn limit(&self) -> Duration {
-        self.upstream.dialer.limit()
-    }
-}
-
-impl Drop for DialWatch<'_> {
-    fn drop(&mut self) {
-        if !self.has_ended {
-            let health = self.upstream.health();
-            health.abandoned(self.began.elapsed(), self.limit());
         }
     }
 }

@@ -20,6 +20,7 @@ use super::dial_error::{DialError, WaitingFor};
 use super::tls::handshake::HandshakeError;
 use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::{TrackedStream, Transport};
+use crate::config::Http2Mode;
 use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
 
 /// When the next address is tried (RFC 8305, section 5).
@@ -43,6 +44,8 @@ pub(in crate::upstream) struct TcpDialer {
     /// Port, names and addresses are the proxy's if there is one.
     pub(in crate::upstream) proxy: Option<Arc<ConnectProxy>>,
     pub(in crate::upstream) tls: Option<Arc<UpstreamTls>>,
+    /// Without TLS: whether HTTP/2 is spoken.
+    pub(in crate::upstream) has_prior_knowledge: bool,
     /// For everything from the name to the end of the handshake.
     pub(in crate::upstream) limit: Duration,
     /// For error messages that name the configuration key.
@@ -94,6 +97,11 @@ impl TcpDialer {
         let tls = self.tls.as_deref();
         let tls = tls.map(|tls| (tls.current(), tls.server_name()));
         let upstream = Arc::clone(&self.upstream);
+        let has_prior_knowledge = self.has_prior_knowledge;
+        let must_be_http2 = self
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.http2() == Http2Mode::Always);
         async move {
             let tcp = TcpStream::connect(address).await;
             let mut tcp = tcp.map_err(AttemptError::Connect)?;
@@ -104,13 +112,18 @@ impl TcpDialer {
                 tunnel.open(&mut tcp).await.map_err(AttemptError::Proxy)?;
             }
             let Some((tls, name)) = tls else {
-                return Ok(TrackedStream::new(Transport::Plain(tcp), &upstream));
+                let stream = TrackedStream::new(Transport::Plain(tcp), &upstream);
+                return Ok(stream.with_prior_knowledge(has_prior_knowledge));
             };
             let connector = TlsConnector::from(Arc::clone(&tls.config));
             let stream = connector.connect(name, tcp).await;
             let explained = |failure| HandshakeError::explain(failure, &upstream, &tls.offered);
             let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
             let stream = TrackedStream::new(Transport::Tls(Box::new(stream)), &upstream);
+            if must_be_http2 && !stream.is_http2() {
+                let failure = HandshakeError::NotHttp2 { upstream };
+                return Err(AttemptError::Handshake(failure));
+            }
             Ok(stream.made_with(&tls))
         }
     }
