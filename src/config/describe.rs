@@ -177,7 +177,8 @@ fn describe_listener(listener: &Listener) -> String {
     }
 }
 
-fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
+/// The address of an upstream and how it is spoken to.
+fn upstream_line(upstream: &UpstreamConfig) -> String {
     let mut text = format!("{}: {}", upstream.name, upstream.base);
     if upstream.base.tls {
         let _ = match &upstream.trust {
@@ -195,7 +196,11 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     if upstream.http2 != Http2Mode::Never {
         let _ = write!(text, ", HTTP/2 {}", upstream.http2.word());
     }
-    page.row("upstream", text);
+    text
+}
+
+fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
+    page.row("upstream", upstream_line(upstream));
     if let Some(proxy) = &upstream.proxy {
         let login = match &proxy.login {
             None => "without a login".to_owned(),

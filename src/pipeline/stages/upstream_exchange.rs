@@ -38,6 +38,8 @@ pub(in crate::pipeline) struct Forwarder<'a> {
     pub(super) share: ShareKey,
     /// When the whole exchange must have ended.
     pub(super) deadline: Instant,
+    /// It is a call of gRPC.
+    pub(super) is_call: bool,
 }
 
 pub(super) type UpstreamResponse = Response<UpstreamResponseBody>;
@@ -53,6 +55,7 @@ impl<'a> Forwarder<'a> {
             route: request.route,
             share: connections.upstream().permits().key(owner),
             deadline: request.deadline,
+            is_call: request.is_call,
         }
     }
 

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::super::UpstreamSetup;
 use super::super::connections::text;
+use super::super::{UpstreamSetup, eventually};
 use super::raw_server::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, OK, PING, RST_STREAM, RawConnection,
     RawServer, SETTINGS, field, frame,
@@ -192,6 +192,8 @@ async fn floods_end_the_connection_or_change_nothing() {
         drop(connection);
         let failure = timeout(TEST_TIMEOUT, flooded).await.unwrap().unwrap();
         assert!(failure.is_err(), "{one:?}");
+        let gauge = &setup.metrics.upstream("main").upstream_connections_open;
+        eventually("closed", || gauge.get() == 0).await;
         let next = get(&connections);
         let mut connection = timeout(TEST_TIMEOUT, server.accept(&[])).await.unwrap();
         connection.request().await;

@@ -44,11 +44,20 @@ impl CountedStream {
         }
     }
 
-    fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
+    /// Counts what was written. h2 reads nothing while a frame of its own cannot be written, so that what
+    /// a peer can no longer read is dropped here: what it has sent before, and its end, are read.
+    fn written(
+        &self,
+        outcome: Poll<io::Result<usize>>,
+        offered: impl FnOnce() -> usize,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(count)) = outcome {
-            self.load
-                .written
-                .fetch_add(*count as u64, Ordering::Relaxed);
+            let written = &self.load.written;
+            written.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        match outcome.is_pending() && self.stream.has_write_failed() {
+            true => Poll::Ready(Ok(offered())),
+            false => outcome,
         }
     }
 }
@@ -80,8 +89,7 @@ impl AsyncWrite for CountedStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(&outcome);
-        outcome
+        self.written(outcome, || buf.len())
     }
 
     fn poll_write_vectored(
@@ -90,8 +98,7 @@ impl AsyncWrite for CountedStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.wrote(&outcome);
-        outcome
+        self.written(outcome, || bufs.iter().map(|buf| buf.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -99,7 +106,11 @@ impl AsyncWrite for CountedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        match flushed.is_pending() && self.stream.has_write_failed() {
+            true => Poll::Ready(Ok(())),
+            false => flushed,
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
