@@ -15,9 +15,9 @@ use tokio_util::either::Either;
 
 use super::dial_watch::dial_watched;
 use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
-use super::http2::connection::StreamLease;
 use super::http2::connection_set::{AcquiredStream, Http2ConnectionSet};
 use super::http2::exchange::Http2Exchange;
+use super::http2::http2_connection::StreamLease;
 use super::http2::response_future::Http2ResponseFuture;
 use super::outbound_request::OutboundRequest;
 use super::pool::IdlePool;
@@ -170,26 +170,23 @@ where
                 Some(set) => Box::pin(self.send_over_http2(set, false, request, timeout)).await,
                 None => Err(SendErrorKind::ConnectFailed.into()),
             },
-            Err((kind, source)) => Err(SendError::unsent(kind, source)),
+            Err(error) => Err(error),
         }
     }
 
-    async fn connect(
-        &self,
-        end: Option<Instant>,
-    ) -> Result<NewConnection<B>, (SendErrorKind, BoxError)> {
+    async fn connect(&self, end: Option<Instant>) -> Result<NewConnection<B>, SendError> {
         let dialed = dial_watched(&self.upstream, end).await;
         let stream = dialed.map_err(|failure| {
             let kind = match failure.is_timeout() {
                 true => SendErrorKind::ConnectTimeout,
                 false => SendErrorKind::ConnectFailed,
             };
-            (kind, BoxError::from(failure))
+            SendError::unsent(kind, BoxError::from(failure))
         })?;
         if stream.is_http2()
             && let Some(set) = &self.http2
         {
-            set.adopt(stream);
+            set.adopt(stream).await?;
             return Ok(NewConnection::Http2);
         }
         Ok(NewConnection::Http1(self.http1_connection(stream)))

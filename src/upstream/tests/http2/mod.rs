@@ -1,4 +1,8 @@
 //! HTTP/2 towards the upstream, with servers that write the frames of the test.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests spawn servers of their own"
+)]
 
 mod exchanges;
 mod hostile;

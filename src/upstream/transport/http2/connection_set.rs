@@ -1,15 +1,16 @@
 //! The HTTP/2 connections of one worker to an upstream. Streams are spread over them; when all are full a
 //! further one is opened, up to `MAX_CONNECTIONS`. Requests that find no stream share the dial.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::error::Error;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
-use super::connection::{ConnectionLoad, FIRST_STREAMS, Http2Connection, StreamLease, open};
-use super::driver::ConnectionDriver;
+use super::connection_load::ConnectionLoad;
+use super::driver::{ConnectionDriver, ConnectionOwner};
+use super::http2_connection::{FIRST_STREAMS, Http2Connection, StreamLease, open};
 use crate::clock;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
@@ -32,7 +33,7 @@ pub(in crate::upstream) struct Http2ConnectionSet {
     /// Its lock is never contended: one worker uses it.
     state: Mutex<SetState>,
     /// A stream may be free, or a dial has ended.
-    changed: Notify,
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +47,7 @@ struct SetState {
     http1_streams: Vec<TrackedStream>,
     /// Dials that have failed so far.
     failures: u64,
-    last_failure: Option<Arc<DialError>>,
+    last_failure: Option<DialFailure>,
 }
 
 /// What a request is sent on.
@@ -69,7 +70,7 @@ impl Http2ConnectionSet {
             upstream: Arc::clone(upstream),
             tasks: tasks.clone(),
             state: Mutex::default(),
-            changed: Notify::new(),
+            changed: Arc::default(),
         })
     }
 
@@ -99,7 +100,7 @@ impl Http2ConnectionSet {
                     && state.failures != known_failures
                     && let Some(failure) = state.last_failure.clone()
                 {
-                    return Err(dial_failed(failure));
+                    return Err(failure.into_error());
                 }
                 if waiting.is_none() {
                     state.waiting += 1;
@@ -132,7 +133,7 @@ impl Http2ConnectionSet {
         };
         let candidates = state.connections.iter().filter(has_room);
         let connection = candidates.min_by_key(|connection| connection.active())?;
-        let lease = StreamLease::new(connection, Arc::downgrade(self));
+        let lease = StreamLease::new(connection, &self.changed);
         if lease.is_reused {
             self.upstream
                 .metrics
@@ -158,53 +159,58 @@ impl Http2ConnectionSet {
             outcome: None,
         };
         self.tasks.spawn("upstream http2 dial", async move {
-            let dialed = dial_watched(&dial.set.upstream, None).await;
-            dial.end(dialed);
+            let outcome = match dial_watched(&dial.set.upstream, None).await {
+                Ok(stream) if stream.is_http2() => dial.set.begin(stream).await,
+                Ok(stream) => Ok(Some(stream)),
+                Err(failure) => Err(DialFailure::new(failure)),
+            };
+            dial.end(outcome);
         });
     }
 
     /// Uses a connection that was opened for one request, on which the upstream chose HTTP/2.
-    pub(in crate::upstream) fn adopt(self: &Arc<Self>, stream: TrackedStream) {
-        self.state.lock().is_http2_spoken = Some(true);
-        self.begin(stream);
+    pub(in crate::upstream) async fn adopt(
+        self: &Arc<Self>,
+        stream: TrackedStream,
+    ) -> Result<(), SendError> {
+        let begun = self.begin(stream).await;
+        begun.map(|_| ()).map_err(DialFailure::into_error)
     }
 
     /// The connection is in use from now on.
-    fn begin(self: &Arc<Self>, stream: TrackedStream) {
-        let set = Arc::clone(self);
-        self.tasks.spawn("upstream http2 connection", async move {
-            let gauge = &set.upstream.metrics.upstream_connections_open;
-            let gauge = GaugeGuard::enter(gauge);
-            let Ok(opened) = open(stream, &set.upstream.name).await else {
-                return; // cannot be: nothing is waited for
-            };
-            let idle_timeout = set.upstream.idle_timeout;
-            let weak = Arc::downgrade(&set);
-            {
-                let mut state = set.state.lock();
-                state.is_http2_spoken = Some(true);
-                state.connections.push(opened.connection);
-            }
-            set.changed.notify_waiters();
-            drop(set);
-            let (driven, load) = (opened.driven, opened.load);
-            ConnectionDriver::new(driven, load, weak, idle_timeout, gauge)
-                .run()
-                .await;
-        });
+    async fn begin(
+        self: &Arc<Self>,
+        stream: TrackedStream,
+    ) -> Result<Option<TrackedStream>, DialFailure> {
+        let gauge = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
+        let opened = open(stream, &self.upstream.name).await;
+        let opened = opened.map_err(|failure| DialFailure {
+            kind: SendErrorKind::ConnectFailed,
+            source: Arc::new(failure),
+        })?;
+        let owner: Weak<Self> = Arc::downgrade(self);
+        let driver = ConnectionDriver::new(
+            opened.driven,
+            opened.load,
+            owner,
+            self.upstream.idle_timeout,
+            gauge,
+        );
+        let mut state = self.state.lock();
+        state.is_http2_spoken = Some(true);
+        state.connections.push(opened.connection);
+        drop(state);
+        self.tasks.spawn("upstream http2 connection", driver.run());
+        self.changed.notify_waiters();
+        Ok(None)
     }
 
-    fn dialed(self: &Arc<Self>, outcome: Option<Result<TrackedStream, DialError>>) {
+    fn dialed(self: &Arc<Self>, outcome: Option<DialOutcome>) {
         let mut state = self.state.lock();
         state.dialing -= 1;
         match outcome {
-            Some(Ok(stream)) if stream.is_http2() => {
-                state.is_http2_spoken = Some(true);
-                drop(state);
-                self.begin(stream);
-                return;
-            }
-            Some(Ok(stream)) => {
+            Some(Ok(None)) => {}
+            Some(Ok(Some(stream))) => {
                 state.is_http2_spoken = Some(false);
                 if state.waiting > 0 {
                     state.http1_streams.push(stream);
@@ -212,36 +218,20 @@ impl Http2ConnectionSet {
             }
             Some(Err(failure)) => {
                 state.failures += 1;
-                state.last_failure = Some(Arc::new(failure));
+                state.last_failure = Some(failure);
             }
             None => state.failures += 1,
         }
         drop(state);
         self.changed.notify_waiters();
     }
+}
 
-    /// A stream has ended: one that waits may begin.
-    pub(super) fn stream_ended(&self) {
-        self.changed.notify_waiters();
-    }
-
-    pub(super) fn limit_changed(&self) {
-        self.changed.notify_waiters();
-    }
-
-    /// The connection is over.
-    pub(super) fn connection_ended(&self, load: &Arc<ConnectionLoad>) {
+impl ConnectionOwner for Http2ConnectionSet {
+    /// One that has been idle for long, or cannot be used, is taken out.
+    fn needs(&self, load: &Arc<ConnectionLoad>) -> bool {
         let mut state = self.state.lock();
-        state.connections.retain(|connection| !connection.is(load));
-        drop(state);
-        self.changed.notify_waiters();
-    }
-
-    /// Whether requests may still be sent on the connection. One that has been idle for long, or cannot
-    /// be used, is taken out.
-    pub(super) fn needs(&self, load: &Arc<ConnectionLoad>, idle_timeout: Duration) -> bool {
-        let mut state = self.state.lock();
-        let is_over = load.is_idle_for(idle_timeout);
+        let is_over = load.is_idle_for(self.upstream.idle_timeout);
         let is_kept = |connection: &Arc<Http2Connection>| match connection.is(load) {
             true => !is_over && connection.is_usable(),
             false => true,
@@ -252,14 +242,44 @@ impl Http2ConnectionSet {
             .iter()
             .any(|connection| connection.is(load))
     }
+
+    fn connection_ended(&self, load: &Arc<ConnectionLoad>) {
+        let mut state = self.state.lock();
+        state.connections.retain(|connection| !connection.is(load));
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn limit_changed(&self) {
+        self.changed.notify_waiters();
+    }
 }
 
-fn dial_failed(failure: Arc<DialError>) -> SendError {
-    let kind = match failure.is_timeout() {
-        true => SendErrorKind::ConnectTimeout,
-        false => SendErrorKind::ConnectFailed,
-    };
-    SendError::unsent(kind, Box::new(failure))
+/// What a dial came to: HTTP/2, which is in use already, or a connection of HTTP/1.1.
+type DialOutcome = Result<Option<TrackedStream>, DialFailure>;
+
+/// Why there is no connection; shared by the requests that waited for it.
+#[derive(Clone, Debug)]
+struct DialFailure {
+    kind: SendErrorKind,
+    source: Arc<dyn Error + Send + Sync>,
+}
+
+impl DialFailure {
+    fn new(failure: DialError) -> Self {
+        let kind = match failure.is_timeout() {
+            true => SendErrorKind::ConnectTimeout,
+            false => SendErrorKind::ConnectFailed,
+        };
+        Self {
+            kind,
+            source: Arc::new(failure),
+        }
+    }
+
+    fn into_error(self) -> SendError {
+        SendError::unsent(self.kind, Box::new(self.source))
+    }
 }
 
 /// A request that waits for a stream; counted until it is dropped.
@@ -274,11 +294,11 @@ impl Drop for WaitingRequest<'_> {
 /// A dial, whose end is noted however it ends.
 struct UnfinishedDial {
     set: Arc<Http2ConnectionSet>,
-    outcome: Option<Result<TrackedStream, DialError>>,
+    outcome: Option<DialOutcome>,
 }
 
 impl UnfinishedDial {
-    fn end(mut self, outcome: Result<TrackedStream, DialError>) {
+    fn end(mut self, outcome: DialOutcome) {
         self.outcome = Some(outcome);
     }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::ConnectionLoad;
+use super::connection_load::ConnectionLoad;
 use crate::upstream::transport::tracked_stream::TrackedStream;
 
 /// A connection whose bytes are counted in its load.

@@ -12,8 +12,7 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::connection::ConnectionLoad;
-use super::connection_set::Http2ConnectionSet;
+use super::connection_load::ConnectionLoad;
 use super::counted_stream::CountedStream;
 use crate::error_chain::chain;
 use crate::metrics::GaugeGuard;
@@ -30,13 +29,24 @@ const CONTROL_BYTES: u64 = 256;
 /// How long a connection that is no longer needed may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a driver tells and asks of the set that its connection belongs to.
+pub(super) trait ConnectionOwner: Send + Sync {
+    /// Whether requests may still be sent on the connection.
+    fn needs(&self, load: &Arc<ConnectionLoad>) -> bool;
+
+    /// The connection is over.
+    fn connection_ended(&self, load: &Arc<ConnectionLoad>);
+
+    /// The peer allows another number of streams.
+    fn limit_changed(&self);
+}
+
 /// Polls one connection until it ends.
 pub(super) struct ConnectionDriver {
     connection: Connection<CountedStream, Bytes>,
     pings: Option<PingPong>,
     load: Arc<ConnectionLoad>,
-    set: Weak<Http2ConnectionSet>,
-    idle_timeout: Duration,
+    set: Weak<dyn ConnectionOwner>,
     tick: Interval,
     stream_limit: usize,
     received: u64,
@@ -51,7 +61,7 @@ impl ConnectionDriver {
     pub(super) fn new(
         mut connection: Connection<CountedStream, Bytes>,
         load: Arc<ConnectionLoad>,
-        set: Weak<Http2ConnectionSet>,
+        set: Weak<dyn ConnectionOwner>,
         idle_timeout: Duration,
         open: GaugeGuard,
     ) -> Self {
@@ -64,7 +74,6 @@ impl ConnectionDriver {
             connection,
             load,
             set,
-            idle_timeout,
             tick,
             received: 0,
             heard_at: Instant::now(),
@@ -121,7 +130,7 @@ impl ConnectionDriver {
         let now = Instant::now();
         let set = self.set.upgrade();
         match &set {
-            Some(set) if set.needs(&self.load, self.idle_timeout) => self.unneeded_since = None,
+            Some(set) if set.needs(&self.load) => self.unneeded_since = None,
             _ if self.load.active() > 0 => self.unneeded_since = None,
             _ => {
                 // It closes by itself once nothing refers to it, if the peer reads.

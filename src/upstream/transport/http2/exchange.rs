@@ -10,7 +10,7 @@ use h2::{FlowControl, Reason, RecvStream};
 use http::{Method, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 
-use super::connection::StreamLease;
+use super::http2_connection::StreamLease;
 use super::request_head::{UnsendableHead, request_head};
 use super::stream_failure::{response_error, send_error};
 use super::stream_upload::StreamUpload;

@@ -4,14 +4,15 @@
 //! `exchange` is the request and its response on that stream, `driver` the task of a connection.
 //!
 //! A connection is shared by requests, so unlike in `super::http1` a task polls it. What is kept in
-//! memory for a stream is bounded: `connection::STREAM_WINDOW` of its response, and
-//! `connection::SEND_BUFFER` and one piece of its body.
+//! memory for a stream is bounded: `http2_connection::STREAM_WINDOW` of its response, and
+//! `http2_connection::SEND_BUFFER` and one piece of its body.
 
-pub(in crate::upstream) mod connection;
+mod connection_load;
 pub(in crate::upstream) mod connection_set;
 mod counted_stream;
 mod driver;
 pub(in crate::upstream) mod exchange;
+pub(in crate::upstream) mod http2_connection;
 pub(in crate::upstream) mod request_head;
 pub(in crate::upstream) mod response_future;
 mod stream_failure;

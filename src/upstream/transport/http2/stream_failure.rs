@@ -2,7 +2,7 @@
 
 use h2::Reason;
 
-use super::connection::StreamLease;
+use super::http2_connection::StreamLease;
 use crate::upstream::transport::http1::response_head::MAX_HEAD;
 use crate::upstream::transport::response_error::ResponseError;
 use crate::upstream::transport::send_error::{SendError, SendErrorKind};

@@ -17,7 +17,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A body that is being sent.
 pub(super) struct StreamUpload<B> {
     stream: SendStream<Bytes>,
-    state: UploadState<B>,
+    state: UnsentBody<B>,
     /// Read from the body, and not sent yet.
     piece: Bytes,
     /// When the upload moved last.
@@ -29,7 +29,7 @@ pub(super) struct StreamUpload<B> {
     is_stopped: bool,
 }
 
-enum UploadState<B> {
+enum UnsentBody<B> {
     /// The rest of the body; `left`: its declared length.
     Body { body: B, left: Option<u64> },
     /// Only `piece` is left.
@@ -41,15 +41,15 @@ enum UploadState<B> {
 impl<B> StreamUpload<B> {
     /// Nothing is sent but the head.
     pub(super) fn none(stream: SendStream<Bytes>) -> Self {
-        Self::new(stream, UploadState::Over)
+        Self::new(stream, UnsentBody::Over)
     }
 
     /// `length`: the declared one.
     pub(super) fn of(stream: SendStream<Bytes>, body: B, length: Option<u64>) -> Self {
-        Self::new(stream, UploadState::Body { body, left: length })
+        Self::new(stream, UnsentBody::Body { body, left: length })
     }
 
-    fn new(stream: SendStream<Bytes>, state: UploadState<B>) -> Self {
+    fn new(stream: SendStream<Bytes>, state: UnsentBody<B>) -> Self {
         Self {
             stream,
             state,
@@ -63,7 +63,7 @@ impl<B> StreamUpload<B> {
 
     /// Whether the whole request was handed over.
     pub(super) fn is_sent(&self) -> bool {
-        matches!(self.state, UploadState::Over) && !self.is_stopped
+        matches!(self.state, UnsentBody::Over) && !self.is_stopped
     }
 
     /// When the response is late, `first_byte` after the last step of the request. The time of a slow
@@ -83,7 +83,7 @@ impl<B> StreamUpload<B> {
     }
 
     pub(super) fn reset(&mut self) {
-        self.state = UploadState::Over;
+        self.state = UnsentBody::Over;
         self.stream.send_reset(Reason::CANCEL);
     }
 }
@@ -103,7 +103,7 @@ where
                 }
                 continue;
             }
-            let UploadState::Body { body, .. } = &mut self.state else {
+            let UnsentBody::Body { body, .. } = &mut self.state else {
                 return Ok(());
             };
             let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
@@ -130,7 +130,7 @@ where
     }
 
     fn take(&mut self, data: Bytes) -> Result<(), ResponseError> {
-        if let UploadState::Body {
+        if let UnsentBody::Body {
             left: Some(left), ..
         } = &mut self.state
         {
@@ -139,7 +139,7 @@ where
                 .checked_sub(length)
                 .ok_or(ResponseError::RequestLength)?;
             if *left == 0 {
-                self.state = UploadState::LastPiece;
+                self.state = UnsentBody::LastPiece;
             }
         }
         self.piece = data;
@@ -147,13 +147,13 @@ where
     }
 
     fn end(&mut self, trailers: Option<http::HeaderMap>) -> Result<(), ResponseError> {
-        if let UploadState::Body {
+        if let UnsentBody::Body {
             left: Some(1..), ..
         } = &self.state
         {
             return Err(ResponseError::RequestLength);
         }
-        self.state = UploadState::Over;
+        self.state = UnsentBody::Over;
         // An error here means that the stream has ended, which the response tells.
         let _ = match trailers.filter(|trailers| !trailers.is_empty()) {
             Some(trailers) => self.stream.send_trailers(trailers),
@@ -181,11 +181,11 @@ where
             return Poll::Ready(());
         }
         self.moved_at = clock::now();
-        let is_last = self.piece.is_empty() && matches!(self.state, UploadState::LastPiece);
+        let is_last = self.piece.is_empty() && matches!(self.state, UnsentBody::LastPiece);
         if self.stream.send_data(part, is_last).is_err() {
             self.stop();
         } else if is_last {
-            self.state = UploadState::Over;
+            self.state = UnsentBody::Over;
         }
         Poll::Ready(())
     }
@@ -193,7 +193,7 @@ where
     /// The peer takes no more.
     fn stop(&mut self) {
         self.piece = Bytes::new();
-        self.state = UploadState::Over;
+        self.state = UnsentBody::Over;
         self.is_stopped = true;
     }
 }

@@ -2,25 +2,21 @@
 //! of them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
-use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::sync::Notify;
 
-use super::connection_set::Http2ConnectionSet;
+use super::connection_load::{ConnectionLoad, MAX_STREAMS};
 use super::counted_stream::CountedStream;
 use crate::clock;
 use crate::upstream::transport::http1::response_head::{MAX_FIELDS, MAX_HEAD};
 use crate::upstream::transport::retire_flag::RetireFlag;
 use crate::upstream::transport::tracked_stream::TrackedStream;
 
-/// Streams at once on a connection, whatever more the peer allows.
-pub(super) const MAX_STREAMS: usize = 100;
 /// The same until the peer's first SETTINGS frame has said how many it allows.
 pub(super) const FIRST_STREAMS: usize = 10;
 /// Bytes of a response that are kept while its client does not read: the window of its stream. The
@@ -37,49 +33,6 @@ pub(super) struct Http2Connection {
     load: Arc<ConnectionLoad>,
     /// None: nothing that it was made with can be replaced.
     retire: Option<RetireFlag>,
-}
-
-/// What a connection has to do; shared with its driver.
-#[derive(Debug)]
-pub(super) struct ConnectionLoad {
-    /// Streams that are open now.
-    active: AtomicUsize,
-    /// Streams that it took before it refused one; more again with each that it takes.
-    accepted: AtomicUsize,
-    /// A response has come on it.
-    has_served: AtomicBool,
-    /// It gets no further stream.
-    is_closed: AtomicBool,
-    pub(super) received: AtomicU64,
-    pub(super) written: AtomicU64,
-    idle_since: Mutex<Instant>,
-}
-
-impl ConnectionLoad {
-    fn new() -> Self {
-        Self {
-            active: AtomicUsize::new(0),
-            accepted: AtomicUsize::new(MAX_STREAMS),
-            has_served: AtomicBool::new(false),
-            is_closed: AtomicBool::new(false),
-            received: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            idle_since: Mutex::new(clock::now()),
-        }
-    }
-
-    pub(super) fn active(&self) -> usize {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Gives it no further stream.
-    pub(super) fn close(&self) {
-        self.is_closed.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_idle_for(&self, idle_timeout: Duration) -> bool {
-        self.active() == 0 && self.idle_since.lock().elapsed() >= idle_timeout
-    }
 }
 
 impl Http2Connection {
@@ -126,7 +79,8 @@ impl fmt::Debug for Http2Connection {
 #[derive(Debug)]
 pub(in crate::upstream) struct StreamLease {
     connection: Arc<Http2Connection>,
-    set: Weak<Http2ConnectionSet>,
+    /// Told that the place is free.
+    changed: Arc<Notify>,
     /// The connection has served a request before.
     pub(super) is_reused: bool,
     received_before: u64,
@@ -134,12 +88,12 @@ pub(in crate::upstream) struct StreamLease {
 }
 
 impl StreamLease {
-    pub(super) fn new(connection: &Arc<Http2Connection>, set: Weak<Http2ConnectionSet>) -> Self {
+    pub(super) fn new(connection: &Arc<Http2Connection>, changed: &Arc<Notify>) -> Self {
         let load = &connection.load;
         load.active.fetch_add(1, Ordering::Relaxed);
         Self {
             connection: Arc::clone(connection),
-            set,
+            changed: Arc::clone(changed),
             is_reused: load.has_served.load(Ordering::Relaxed),
             received_before: load.received.load(Ordering::Relaxed),
             written_before: load.written.load(Ordering::Relaxed),
@@ -193,9 +147,7 @@ impl Drop for StreamLease {
         if load.active.fetch_sub(1, Ordering::Relaxed) == 1 {
             *load.idle_since.lock() = clock::now();
         }
-        if let Some(set) = self.set.upgrade() {
-            set.stream_ended();
-        }
+        self.changed.notify_waiters();
     }
 }
 
