@@ -77,7 +77,15 @@ fresh() {
     rm -rf "$home"
 }
 
+# The client and the server of gRPC, for tests/suite/http2_upstreams.
+grpc() {
+    local venv=target/tools
+    [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check grpcio==1.85.3
+}
+
 tests() {
+    grpc
     cargo test --locked --all-targets
 }
 

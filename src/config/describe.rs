@@ -6,8 +6,8 @@ use super::describe_routes::routes;
 use super::display::{DurationText, listed};
 use super::{AddressResolution, StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
 use super::{
-    AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
-    OnPasswordChange, ProxyLogin,
+    AtTokenCap, Config, DirectoryKind, FirstPassword, Http2Mode, Limit, LimitKey, Listener,
+    LogFormat, OnPasswordChange, ProxyLogin,
 };
 
 impl Config {
@@ -212,7 +212,8 @@ fn describe_endpoints(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     }
 }
 
-fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
+/// The address of an upstream and how it is spoken to.
+fn upstream_line(upstream: &UpstreamConfig) -> String {
     let mut text = format!("{}: {}", upstream.name, upstream.base);
     if upstream.base.tls {
         let _ = match &upstream.trust {
@@ -227,7 +228,14 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     if let Some(host) = &upstream.host {
         let _ = write!(text, ", Host {host}");
     }
-    page.row("upstream", text);
+    if upstream.http2 != Http2Mode::Never {
+        let _ = write!(text, ", HTTP/2 {}", upstream.http2.word());
+    }
+    text
+}
+
+fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
+    page.row("upstream", upstream_line(upstream));
     describe_endpoints(page, upstream);
     describe_way(page, upstream);
     let queue = DurationText(upstream.queue_timeout);

@@ -145,6 +145,7 @@ fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut Differe
     let certificate = old.client_certificate != new.client_certificate;
     note("client_certificate", certificate);
     note("proxy", old.proxy != new.proxy);
+    note("http2", old.http2 != new.http2);
     note("login", old.login != new.login);
     note("api_key", old.api_key != new.api_key);
     note("concurrency", old.concurrency != new.concurrency);

@@ -40,7 +40,7 @@ pub use shipped::{ProfileRouting, shipped_routes};
 pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
-pub use upstream_address::{BaseAddress, ProxyConfig, ProxyLogin, Trust};
+pub use upstream_address::{BaseAddress, Http2Mode, ProxyConfig, ProxyLogin, Trust};
 pub use upstream_config::{Login, UpstreamConfig};
 pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,

@@ -55,6 +55,28 @@ pub enum Trust {
     Pins(Vec<[u8; 32]>),
 }
 
+/// Which version of HTTP is spoken with an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Http2Mode {
+    /// HTTP/1.1.
+    Never,
+    /// Over TLS what the server chooses by ALPN; else HTTP/1.1.
+    Auto,
+    /// HTTP/2: over TLS by ALPN, else with prior knowledge (RFC 9113, 3.3).
+    Always,
+}
+
+impl Http2Mode {
+    /// As the key `http2` has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::Auto => "auto",
+            Self::Always => "always",
+        }
+    }
+}
+
 /// The HTTP proxy between the gate and an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 
-use super::{AddressResolution, BaseAddress, CertificateFiles, EndpointPolicy, ProxyConfig, Trust};
+use super::{
+    AddressResolution, BaseAddress, CertificateFiles, EndpointPolicy, Http2Mode, ProxyConfig, Trust,
+};
 use crate::profiles::LoginDescription;
 use crate::secret::SecretSource;
 
@@ -23,6 +25,8 @@ pub struct UpstreamConfig {
     pub trust: Trust,
     /// The name the upstream's certificate must carry, when it is not the host's.
     pub server_name: Option<String>,
+    /// Which version of HTTP is spoken with it.
+    pub http2: Http2Mode,
     /// The gate's own certificate, shown when the upstream asks for one.
     pub client_certificate: Option<CertificateFiles>,
     /// None: the upstream is reached without a proxy.
@@ -75,6 +79,7 @@ impl UpstreamConfig {
             && self.server_name == other.server_name
             && self.client_certificate == other.client_certificate
             && self.proxy == other.proxy
+            && self.http2 == other.http2
     }
 }
 

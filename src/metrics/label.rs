@@ -116,7 +116,10 @@ label!(
 );
 label!(
     /// Why a request was sent to the upstream a second time.
-    RetryReason as "reason" { Refused = "refused_lease", DeadConnection = "dead_connection", OtherEndpoint = "other_endpoint" }
+    RetryReason as "reason" {
+        Refused = "refused_lease", DeadConnection = "dead_connection", NotProcessed = "not_processed",
+        OtherEndpoint = "other_endpoint",
+    }
 );
 label!(
     /// The outcome of a reload of the configuration or of a certificate.

@@ -20,6 +20,7 @@ mod body;
 mod credential_fault;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
+mod grpc;
 mod headers;
 mod host_table;
 mod limit;
@@ -71,7 +72,7 @@ use stages::admit::admit;
 use stages::authenticate::authenticate;
 use stages::forward::forward;
 use stages::options;
-use stages::respond::{reject, respond};
+use stages::respond::{RefusalForm, reject, respond};
 use stages::route::route;
 use users_node::users_call::users_call;
 use worker_context::{WorkerContext, WorkerContextCache};
@@ -167,7 +168,8 @@ impl Pipeline {
         let mut response = outcome.unwrap_or_else(|rejection| {
             let pause = entry.upstream_pause();
             let format = &worker.live.config.profile.errors;
-            reject(rejection, &mut entry, format, pause)
+            let form = RefusalForm::of(Some(head));
+            reject(rejection, &mut entry, format, form, pause)
         });
         if head.method == Method::HEAD {
             body::client_response_body::omit_body(&mut response);
@@ -188,7 +190,8 @@ impl Pipeline {
             None => AccessLogEntry::open_unread(&worker, peer),
         };
         let format = &worker.live.config.profile.errors;
-        let response = reject(rejection, &mut entry, format, Duration::ZERO);
+        let form = RefusalForm::of(head);
+        let response = reject(rejection, &mut entry, format, form, Duration::ZERO);
         respond(response, entry)
     }
 }

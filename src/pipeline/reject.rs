@@ -9,6 +9,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, 
 use http::{HeaderValue, Response, StatusCode};
 
 use super::credential_fault::CredentialFault;
+use super::grpc;
 use super::limit::TooMany;
 use crate::error_chain::chain;
 use crate::metrics::{Blame, Reason};
@@ -315,5 +316,15 @@ impl Rejection {
             _ => {}
         }
         response
+    }
+    /// The same for a call of gRPC.
+    pub fn into_call_response(
+        self,
+        format: &ErrorFormat,
+        request_id: &str,
+        pause: Duration,
+    ) -> Response<Bytes> {
+        let detail = self.detail(format.service);
+        grpc::into_refused_call(self.into_response(format, request_id, pause), &detail)
     }
 }

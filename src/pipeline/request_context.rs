@@ -33,6 +33,8 @@ pub(super) struct RequestContext<'a> {
     pub(super) route: &'a RouteEntry,
     /// When the whole exchange must have ended.
     pub(super) deadline: Instant,
+    /// It is a call of gRPC, which may be silent for as long as client and upstream like.
+    pub(super) is_call: bool,
     pub(super) entry: &'a mut AccessLogEntry,
 }
 

@@ -62,8 +62,9 @@ pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
 pub use transport::http1::connection::ResponseTimeout;
-pub use transport::http1::response_body::UpstreamResponseBody;
-pub use transport::http1::{OutboundFields, OutboundRequest, ResponseError};
+pub use transport::outbound_request::{OutboundFields, OutboundRequest};
+pub use transport::response_body::UpstreamResponseBody;
+pub use transport::response_error::ResponseError;
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::client_certificate::{CertificateDates, ClientCertificateError};

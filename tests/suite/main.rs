@@ -29,6 +29,7 @@ mod forwarding;
 mod hanging_disk;
 mod harness;
 mod health;
+mod http2_upstreams;
 mod hygiene;
 mod limits;
 mod login_floods;

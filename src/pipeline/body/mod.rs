@@ -4,6 +4,7 @@
 
 pub(super) mod client_body;
 pub(super) mod client_response_body;
+mod grpc_messages;
 pub(super) mod permit_state;
 pub(super) mod rate_guard;
 pub(super) mod redact;

@@ -28,6 +28,8 @@ pub(in crate::pipeline) struct RateRules {
     pub(in crate::pipeline) min_rate: u64,
     /// End of the whole exchange.
     pub(in crate::pipeline) deadline: Instant,
+    /// A call of gRPC: the upstream may be silent between two messages.
+    pub(in crate::pipeline) is_call: bool,
 }
 
 /// Times one body. The timer is created at the first wait.
@@ -94,6 +96,11 @@ impl RateGuard {
         self.bytes.saturating_mul(1000) / millis
     }
 
+    /// Whether the upstream owes nothing while it is silent.
+    pub(super) fn is_call(&self) -> bool {
+        self.rules.is_call
+    }
+
     pub(super) fn is_past_deadline(&self, now: Instant) -> bool {
         now >= self.rules.deadline
     }
@@ -137,6 +144,7 @@ mod tests {
             idle_timeout: 30 * SECOND,
             min_rate: 100,
             deadline: Instant::now() + 100 * SECOND,
+            is_call: false,
         };
         RateGuard::new(rules, first)
     }

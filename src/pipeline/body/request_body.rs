@@ -7,7 +7,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -23,8 +22,6 @@ use crate::pipeline::reject::Rejection;
 
 /// Largest body that the gateway reads and interprets itself, in bytes.
 pub(in crate::pipeline) const MAX_READ_BODY: usize = 16 * 1024;
-/// How long a request waits for the first bytes of a body that is not small.
-const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A body on its way to the upstream. Copies of one body share the client's stream; only the
 /// newest copy may read from it.
@@ -162,7 +159,8 @@ impl BodyHandle {
             if length.is_some_and(|length| length <= source.replay_limit()) {
                 return Poll::Pending; // small: wait for all of it, or until the client is too slow
             }
-            let timer = timer.get_or_insert_with(|| Box::pin(sleep(FIRST_BYTES_TIMEOUT)));
+            let wait = source.first_bytes_timeout();
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep(wait)));
             ready!(timer.as_mut().poll(cx));
             source.pause();
             Poll::Ready(false)

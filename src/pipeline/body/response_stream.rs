@@ -13,6 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::grpc_messages::GrpcMessages;
 use super::permit_state::{ClientLag, ParkOutcome};
 use super::rate_guard::{BodySide, RateGuard, RateRules};
 use super::redact::SecretRedactor;
@@ -68,6 +69,8 @@ pub(super) struct ResponseStream {
     cut: Option<StreamCutReason>,
     failure: Option<DelayedError>,
     redactor: Option<SecretRedactor>,
+    /// None: not a call of gRPC.
+    messages: Option<GrpcMessages>,
     /// When the prefix that is held back is released.
     release: Option<Pin<Box<Sleep>>>,
     /// Arrived while a chunk was held back; sent after it.
@@ -127,6 +130,7 @@ impl ResponseStream {
             cut: None,
             failure: None,
             redactor: secret.map(|secret| SecretRedactor::new(secret, MAX_REDACTED)),
+            messages: rules.is_call.then(GrpcMessages::default),
             release: None,
             trailers: None,
         }
@@ -208,7 +212,13 @@ impl ResponseStream {
                 let Some(redactor) = &mut self.redactor else {
                     return Some(Frame::data(chunk));
                 };
-                let chunk = redactor.push(chunk);
+                let messages = self.messages.as_mut();
+                let is_whole = messages.is_some_and(|messages| messages.ends_with(&chunk));
+                let mut chunk = redactor.push(chunk);
+                // The secret cannot go on behind the prefix of the next message.
+                if is_whole && let Some(rest) = redactor.finish() {
+                    chunk = [&chunk[..], &rest].concat().into();
+                }
                 (!chunk.is_empty()).then(|| Frame::data(chunk))
             }
             Err(frame) => {
@@ -266,7 +276,7 @@ impl ResponseStream {
         let is_too_slow = match side {
             BodySide::Client if !self.awaits_client() => false,
             BodySide::Client => self.rate.is_too_slow(now, CLIENT_IDLE_FACTOR),
-            BodySide::Upstream => self.rate.is_too_slow(now, 1),
+            BodySide::Upstream => !self.rate.is_call() && self.rate.is_too_slow(now, 1),
         };
         is_too_slow.then_some(StreamCutReason::TooSlow(side))
     }

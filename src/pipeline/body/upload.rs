@@ -46,6 +46,8 @@ pub struct BodyRules {
     /// Bytes that are kept for a repeat.
     pub replay_limit: usize,
     pub idle_timeout: Duration,
+    /// Longest wait for the first bytes of a body that is not small.
+    pub first_bytes_timeout: Duration,
     /// Bytes per second; 0: none.
     pub min_rate: u64,
     /// End of the whole exchange.
@@ -141,6 +143,7 @@ impl UploadState {
                     idle_timeout: rules.idle_timeout,
                     min_rate: rules.min_rate,
                     deadline: rules.deadline,
+                    is_call: false,
                 },
                 BodySide::Client,
             ),
@@ -194,6 +197,10 @@ impl UploadSource {
     pub(super) fn pause(&mut self) {
         self.merge_small_chunks();
         self.rate.await_side(BodySide::Upstream);
+    }
+
+    pub(super) fn first_bytes_timeout(&self) -> Duration {
+        self.rules.first_bytes_timeout
     }
 
     pub(super) fn replay_limit(&self) -> u64 {

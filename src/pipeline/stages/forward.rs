@@ -154,6 +154,7 @@ impl Forwarder<'_> {
             idle_timeout: self.settings().body_idle_timeout,
             min_rate: self.worker.live.config.http.min_body_rate,
             deadline: self.deadline,
+            is_call: self.is_call,
         };
         let held = upload.permit_for_response(permit);
         let watchdog = &self.worker.watchdog;

@@ -70,6 +70,20 @@ struct Repeat<'a> {
 
 type SendOutcome = Result<UpstreamResponse, SendError>;
 
+/// How often a request is repeated that the upstream has not processed.
+const MAX_UNPROCESSED: usize = 3;
+
+/// The repeats of one request so far.
+#[derive(Debug, Default)]
+struct RepeatsDone {
+    /// Over a new connection at this endpoint.
+    is_fresh: bool,
+    /// A repeat of what may have arrived.
+    is_resent: bool,
+    /// Repeats of what was not processed.
+    unprocessed: usize,
+}
+
 /// Where the request is sent to next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NextTry {
@@ -90,9 +104,8 @@ impl Repeat<'_> {
         let mut tried: Vec<Arc<str>> = self.endpoint.iter().cloned().collect();
         // An endpoint's refusal, to be passed on if no other endpoint does better.
         let mut refusal = None;
-        let mut is_fresh = false;
-        let mut is_resent = false;
-        while let Some(next) = self.next(&outcome, is_fresh, &mut is_resent) {
+        let mut done = RepeatsDone::default();
+        while let Some(next) = self.next(&outcome, &mut done) {
             let Some(body) = self.request.body().again() else {
                 break;
             };
@@ -107,26 +120,31 @@ impl Repeat<'_> {
             let Some(chosen) = chosen else {
                 break;
             };
-            if let Ok(response) = outcome {
-                refusal = Some(response);
-            }
+            let reason = match &outcome {
+                Err(error) if error.kind == SendErrorKind::NotProcessed => {
+                    RetryReason::NotProcessed
+                }
+                _ => RetryReason::DeadConnection,
+            };
             entry.set_retried();
             if self.endpoint.is_some() {
                 entry.set_endpoint(chosen.name());
                 tried.retain(|name| name != chosen.name());
                 tried.push(Arc::clone(chosen.name()));
             }
+            if let Ok(response) = outcome {
+                refusal = Some(response);
+            }
             let timeout = self.forwarder.timeout();
             let outbound = inject(self.request, body, self.credential).into_request();
             let connections = self.forwarder.connections;
             outcome = match next {
                 NextTry::FreshConnection => {
-                    is_fresh = true;
-                    metrics.upstream_retries.add(RetryReason::DeadConnection);
+                    metrics.upstream_retries.add(reason);
                     connections.send_fresh(chosen, outbound, timeout).await
                 }
                 NextTry::OtherEndpoint => {
-                    is_fresh = false;
+                    done.is_fresh = false;
                     metrics.upstream_retries.add(RetryReason::OtherEndpoint);
                     connections.send_to(chosen, outbound, timeout).await
                 }
@@ -139,11 +157,19 @@ impl Repeat<'_> {
     }
 
     /// None: `outcome` is final.
-    fn next(&self, outcome: &SendOutcome, is_fresh: bool, is_resent: &mut bool) -> Option<NextTry> {
+    fn next(&self, outcome: &SendOutcome, done: &mut RepeatsDone) -> Option<NextTry> {
         let request = self.request;
         if let Err(error) = outcome
+            && error.kind == SendErrorKind::NotProcessed
+            && done.unprocessed < MAX_UNPROCESSED
+        {
+            // It costs the upstream nothing.
+            done.unprocessed += 1;
+            return Some(NextTry::FreshConnection);
+        }
+        if let Err(error) = outcome
             && error.kind == SendErrorKind::DeadConnection
-            && !is_fresh
+            && !std::mem::replace(&mut done.is_fresh, true)
             && (error.is_unsent || request.is_idempotent())
         {
             return Some(NextTry::FreshConnection);
@@ -165,8 +191,8 @@ impl Repeat<'_> {
             },
         };
         let endpoints = self.forwarder.upstream().endpoints();
-        let is_allowed = is_harmless_twice && !*is_resent && endpoints.try_spend_retry();
-        *is_resent |= is_allowed;
+        let is_allowed = is_harmless_twice && !done.is_resent && endpoints.try_spend_retry();
+        done.is_resent |= is_allowed;
         is_allowed.then_some(NextTry::OtherEndpoint)
     }
 }

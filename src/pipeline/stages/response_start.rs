@@ -92,7 +92,7 @@ impl Forwarder<'_> {
         let length = body.size_hint();
         let first = match poll_now(&mut body).await {
             Poll::Ready(frame) => Some(frame),
-            Poll::Pending if is_event_stream(headers) => None,
+            Poll::Pending if self.is_call || is_event_stream(headers) => None,
             Poll::Pending => {
                 let first = Box::pin(timeout(FIRST_CHUNK_TIMEOUT, body.frame()));
                 first.await.ok()

@@ -10,6 +10,7 @@ use tracing::warn;
 use super::request_target;
 use crate::config::Target;
 use crate::pipeline::access_log::entry::AccessLogEntry;
+use crate::pipeline::grpc;
 use crate::pipeline::headers;
 use crate::pipeline::peer::Peer;
 use crate::pipeline::reject::Rejection;
@@ -33,6 +34,12 @@ pub(in crate::pipeline) fn route<'a>(
         return Err(Rejection::NoRoute);
     }
     request_target::check_query(&head.uri, &route.allow_fields)?;
+    let upstream = &worker.live.config.upstreams[route.upstream];
+    let is_call = grpc::is_forwarded_call(head, upstream);
+    let timeout = match is_call {
+        true => grpc::call_timeout(&head.headers),
+        false => route.timeout,
+    };
     Ok(RequestContext {
         worker,
         head,
@@ -41,7 +48,8 @@ pub(in crate::pipeline) fn route<'a>(
         host,
         path,
         route,
-        deadline: entry.opened() + route.timeout,
+        deadline: entry.opened() + timeout,
+        is_call,
         entry,
     })
 }

@@ -37,6 +37,8 @@ pub(in crate::pipeline) struct Forwarder<'a> {
     pub(super) deadline: Instant,
     /// The client, where all its requests go to one endpoint.
     affinity: Option<u64>,
+    /// It is a call of gRPC.
+    pub(super) is_call: bool,
 }
 
 pub(super) type UpstreamResponse = Response<UpstreamResponseBody>;
@@ -57,6 +59,7 @@ impl<'a> Forwarder<'a> {
             share: connections.upstream().permits().key(owner),
             deadline: request.deadline,
             affinity,
+            is_call: request.is_call,
         }
     }
 

@@ -7,6 +7,7 @@ use http::HeaderValue;
 use http_body::Body;
 use parking_lot::Mutex;
 
+use super::http2_connection_set::Http2ConnectionSet;
 use crate::lifecycle::TaskSet;
 use crate::upstream::Upstream;
 use crate::upstream::endpoints::{Endpoint, EndpointChoice, EndpointList};
@@ -21,6 +22,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(in crate::upstream) struct EndpointLane<B> {
     pub(in crate::upstream) endpoint: Arc<Endpoint>,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
+    /// None: HTTP/1.1 only.
+    pub(super) http2: Option<Arc<Http2ConnectionSet>>,
     /// The endpoint's `Host`, in memory of its own: workers do not contend for its reference count.
     pub(super) host: HeaderValue,
 }
@@ -63,7 +66,7 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    pub(super) fn new(upstream: &Upstream, tasks: &TaskSet) -> Self {
+    pub(super) fn new(upstream: &Arc<Upstream>, tasks: &TaskSet) -> Self {
         let lane = |endpoint: &Arc<Endpoint>| EndpointLane::new(endpoint, upstream, tasks);
         match upstream.endpoints.sole() {
             Some(sole) => Self::One(lane(sole)),
@@ -81,7 +84,7 @@ where
     /// None: no endpoint is in use that `choice` allows.
     pub(super) fn choose(
         &self,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         choice: EndpointChoice<'_>,
     ) -> Option<ChosenEndpoint<B>> {
         let (table, tasks) = match self {
@@ -131,7 +134,7 @@ where
     B::Error: Into<BoxError>,
 {
     /// Takes the newest list. Connections to endpoints that stay are kept.
-    fn follow(&mut self, upstream: &Upstream, tasks: &TaskSet) {
+    fn follow(&mut self, upstream: &Arc<Upstream>, tasks: &TaskSet) {
         let list = upstream.endpoints.list();
         let lane = |endpoint: &Arc<Endpoint>| {
             let mut lanes = self.lanes.iter();
@@ -148,12 +151,21 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    fn new(endpoint: &Arc<Endpoint>, upstream: &Upstream, tasks: &TaskSet) -> Arc<Self> {
+    fn new(endpoint: &Arc<Endpoint>, upstream: &Arc<Upstream>, tasks: &TaskSet) -> Arc<Self> {
+        let may_speak = endpoint.dialer.may_speak_http2();
         Arc::new(Self {
             endpoint: Arc::clone(endpoint),
             pool: IdlePool::new(upstream.idle_timeout, tasks),
+            http2: may_speak.then(|| Http2ConnectionSet::new(upstream, endpoint, tasks)),
             host: copy(&endpoint.host),
         })
+    }
+}
+
+impl<B> EndpointLane<B> {
+    /// The HTTP/2 connections, unless the endpoint has chosen HTTP/1.1.
+    pub(super) fn http2_first(&self) -> Option<&Arc<Http2ConnectionSet>> {
+        self.http2.as_ref().filter(|set| !set.is_http1_chosen())
     }
 }
 

@@ -1,14 +1,18 @@
 //! Sends requests over one worker's connections. It never retries: the error says how far a request
 //! got, and the caller decides.
 
+mod dial_watch;
 mod endpoint_lane;
+mod http2_connection_set;
+mod http2_response_future;
+
+pub use endpoint_lane::ChosenEndpoint;
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
@@ -17,16 +21,21 @@ use tokio::time::Instant;
 use tokio_util::either::Either;
 
 use super::transport::dial_error::DialError;
-use super::transport::http1::OutboundRequest;
 use super::transport::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
-use super::transport::http1::response_body::UpstreamResponseBody;
+use super::transport::http2::exchange::Http2Exchange;
+use super::transport::http2::http2_connection::StreamLease;
+use super::transport::outbound_request::OutboundRequest;
+use super::transport::response_body::UpstreamResponseBody;
 use super::transport::send_error::{SendError, SendErrorKind};
+use super::transport::tracked_stream::TrackedStream;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
-use crate::upstream::endpoints::{Endpoint, EndpointChoice};
-pub use endpoint_lane::ChosenEndpoint;
+use crate::upstream::endpoints::EndpointChoice;
+use dial_watch::dial_watched;
 use endpoint_lane::{EndpointLane, EndpointLanes};
+use http2_connection_set::AcquiredStream;
+use http2_response_future::Http2ResponseFuture;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -95,19 +104,24 @@ where
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
         chosen.lane.pool.close_idle();
-        self.send_to(chosen, request, timeout).await
+        let request = with_host(&chosen, request);
+        match chosen.lane.http2_first() {
+            Some(_) => self.send_over_http2(chosen, true, request, timeout).await,
+            None => self.send_over_new(chosen, request, timeout).await,
+        }
     }
 
     /// Sends `request`, with the endpoint's own `Host` if it has none, and returns the response head.
     pub(crate) fn send_to<'a>(
         &'a self,
         chosen: ChosenEndpoint<B>,
-        mut request: OutboundRequest<'a, B>,
+        request: OutboundRequest<'a, B>,
         timeout: ResponseTimeout,
     ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> + use<'a, B> {
-        if !request.fields.contains("host") {
-            let host = Cow::Owned(chosen.lane.host.clone());
-            request.fields.push_own("host", host);
+        let request = with_host(&chosen, request);
+        if chosen.lane.http2_first().is_some() {
+            let sent = self.send_over_http2(chosen, false, request, timeout);
+            return Either::Right(Either::Right(Box::pin(sent)));
         }
         match chosen.lane.pool.take() {
             Some(connection) => {
@@ -117,8 +131,48 @@ where
                     .add(ConnectResult::Reused);
                 Either::Left(self.exchange(chosen, connection, true, request, timeout))
             }
-            None => Either::Right(Box::pin(self.send_over_new(chosen, request, timeout))),
+            None => {
+                let sent = self.send_over_new(chosen, request, timeout);
+                Either::Right(Either::Left(Box::pin(sent)))
+            }
         }
+    }
+
+    async fn send_over_http2(
+        &self,
+        chosen: ChosenEndpoint<B>,
+        is_fresh: bool,
+        request: OutboundRequest<'_, B>,
+        timeout: ResponseTimeout,
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
+        let Some(set) = &chosen.lane.http2 else {
+            return Err(SendErrorKind::ConnectFailed.into());
+        };
+        match set.acquire(timeout, is_fresh).await? {
+            AcquiredStream::Http2(lease) => {
+                self.exchange_http2(chosen, lease, request, timeout).await
+            }
+            AcquiredStream::Http1(Some(stream)) => {
+                let connection = self.http1_connection(&chosen.lane, *stream);
+                self.exchange(chosen, connection, false, request, timeout)
+                    .await
+            }
+            AcquiredStream::Http1(None) => self.send_over_new(chosen, request, timeout).await,
+        }
+    }
+
+    async fn exchange_http2(
+        &self,
+        chosen: ChosenEndpoint<B>,
+        mut lease: StreamLease,
+        request: OutboundRequest<'_, B>,
+        timeout: ResponseTimeout,
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
+        let endpoint = &chosen.lane.endpoint;
+        lease.in_flight = chosen.in_flight;
+        let exchange = Http2Exchange::begin(lease, request, endpoint.dialer.tls().is_some())?;
+        let state = Arc::clone(&endpoint.state);
+        Http2ResponseFuture::new(exchange, timeout, &self.upstream.endpoints, state).await
     }
 
     async fn send_over_new(
@@ -128,11 +182,15 @@ where
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
         match self.connect(&chosen.lane, timeout.until).await {
-            Ok(connection) => {
+            Ok(NewConnection::Http1(connection)) => {
                 self.exchange(chosen, connection, false, request, timeout)
                     .await
             }
-            Err((kind, source)) => Err(SendError::unsent(kind, source)),
+            // The upstream has begun to choose HTTP/2.
+            Ok(NewConnection::Http2) => {
+                Box::pin(self.send_over_http2(chosen, false, request, timeout)).await
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -140,25 +198,32 @@ where
         &self,
         lane: &EndpointLane<B>,
         end: Option<Instant>,
-    ) -> Result<Box<UpstreamConnection<B>>, (SendErrorKind, BoxError)> {
-        let watch = DialWatch::begin(&self.upstream, &lane.endpoint);
-        let dialed = lane.endpoint.dialer.dial(end).await;
-        watch.end(dialed.as_ref().err());
-        let link = dialed.map_err(|failure| {
-            let (label, kind) = match failure.is_timeout() {
-                true => (ConnectResult::Timeout, SendErrorKind::ConnectTimeout),
-                false => (ConnectResult::Failed, SendErrorKind::ConnectFailed),
+    ) -> Result<NewConnection<B>, SendError> {
+        let dialed = dial_watched(&self.upstream, &lane.endpoint, end).await;
+        let stream = dialed.map_err(|failure| {
+            let kind = match failure.is_timeout() {
+                true => SendErrorKind::ConnectTimeout,
+                false => SendErrorKind::ConnectFailed,
             };
-            self.upstream.metrics.upstream_connects.add(label);
-            (kind, BoxError::from(failure))
+            SendError::unsent(kind, BoxError::from(failure))
         })?;
+        if stream.is_http2()
+            && let Some(set) = &lane.http2
+        {
+            set.adopt(stream).await?;
+            return Ok(NewConnection::Http2);
+        }
+        Ok(NewConnection::Http1(self.http1_connection(lane, stream)))
+    }
+
+    fn http1_connection(
+        &self,
+        lane: &EndpointLane<B>,
+        stream: TrackedStream,
+    ) -> Box<UpstreamConnection<B>> {
         let open = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
         let home = Arc::downgrade(&lane.pool);
-        self.upstream
-            .metrics
-            .upstream_connects
-            .add(ConnectResult::New);
-        Ok(UpstreamConnection::new(link, home, open))
+        UpstreamConnection::new(stream, home, open)
     }
 
     pub(in crate::upstream) fn exchange(
@@ -178,6 +243,24 @@ where
             owner: self,
         }
     }
+}
+
+/// A connection that was opened for one request.
+enum NewConnection<B> {
+    Http1(Box<UpstreamConnection<B>>),
+    /// It was handed to the set of HTTP/2 connections.
+    Http2,
+}
+
+fn with_host<'a, B>(
+    chosen: &ChosenEndpoint<B>,
+    mut request: OutboundRequest<'a, B>,
+) -> OutboundRequest<'a, B> {
+    if !request.fields.contains("host") {
+        let host = Cow::Owned(chosen.lane.host.clone());
+        request.fields.push_own("host", host);
+    }
+    request
 }
 
 /// A request in flight on one connection. A hand-written future, because `async` would keep room for
@@ -241,51 +324,5 @@ where
             endpoints.response_failed(state, &error);
         }
         Poll::Ready(Err(error))
-    }
-}
-
-/// Reports the outcome of a dial to the upstream's health, also if the request is dropped during
-/// it.
-struct DialWatch<'a> {
-    upstream: &'a Upstream,
-    endpoint: &'a Endpoint,
-    began: Instant,
-    has_ended: bool,
-}
-
-impl<'a> DialWatch<'a> {
-    fn begin(upstream: &'a Upstream, endpoint: &'a Endpoint) -> Self {
-        Self {
-            upstream,
-            endpoint,
-            began: Instant::now(),
-            has_ended: false,
-        }
-    }
-
-    fn end(mut self, failure: Option<&DialError>) {
-        self.has_ended = true;
-        let state = &self.endpoint.state;
-        match failure {
-            None => {}
-            // Ended early by the deadline of the whole exchange.
-            Some(failure) if failure.is_deadline() && self.began.elapsed() < self.limit() => {
-                state.health.abandoned(self.began.elapsed(), self.limit());
-            }
-            Some(failure) => self.upstream.endpoints.connect_failed(state, failure),
-        }
-    }
-
-    fn limit(&self) -> Duration {
-        self.endpoint.dialer.limit()
-    }
-}
-
-impl Drop for DialWatch<'_> {
-    fn drop(&mut self) {
-        if !self.has_ended {
-            let health = &self.endpoint.state.health;
-            health.abandoned(self.began.elapsed(), self.limit());
-        }
     }
 }

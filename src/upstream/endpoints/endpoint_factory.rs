@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use super::{Endpoint, EndpointState};
-use crate::config::{self, BaseAddress};
+use crate::config::{self, BaseAddress, Http2Mode};
 use crate::dns::DnsResolver;
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
@@ -99,13 +99,11 @@ impl EndpointFactory {
 
     fn dialer(&self, place: &EndpointPlace) -> Result<Dialer, Error> {
         let (settings, base) = (&self.settings, &place.base);
+        let has_prior_knowledge = !base.tls && settings.http2 == Http2Mode::Always;
         if let Some(path) = &base.socket {
             let limit = settings.connect_timeout;
-            return Ok(Dialer::Unix(UnixDialer::new(
-                path.clone(),
-                limit,
-                &settings.name,
-            )));
+            let unix = UnixDialer::new(path.clone(), limit, &settings.name);
+            return Ok(Dialer::Unix(unix.with_prior_knowledge(has_prior_knowledge)));
         }
         let proxy = settings.proxy.as_ref().map(|_| ConnectProxy {
             target: base.authority(),
@@ -128,6 +126,7 @@ impl EndpointFactory {
                 .map(|_| server_name(settings, base))
                 .transpose()?,
             tls,
+            has_prior_knowledge,
             limit: settings.connect_timeout,
             upstream: Arc::clone(&settings.name),
         }))

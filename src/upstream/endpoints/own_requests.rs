@@ -1,17 +1,17 @@
 //! The gateway's own requests to an upstream: logins and probes, each on a connection of its own that
-//! the caller polls. They may be made on any runtime.
+//! the caller polls. They may be made on any runtime, and speak the version that requests do.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, USER_AGENT, VIA};
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::{Instant, timeout};
 
 use super::{Endpoint, EndpointChoice, EndpointSet, EndpointState};
@@ -135,6 +135,7 @@ impl OwnRequests {
     }
 }
 
+/// Sends `request` over `stream`, in the version that was chosen for it.
 async fn exchange<T>(
     endpoint: &Endpoint,
     stream: TrackedStream,
@@ -142,10 +143,25 @@ async fn exchange<T>(
     limit: Duration,
     read: impl AsyncFnOnce(Response<Incoming>) -> T,
 ) -> Result<T, CallError> {
-    let fields = std::mem::take(request.headers_mut());
-    let headers = request.headers_mut();
-    headers.insert(HOST, endpoint.host.clone()); // the first field (RFC 9110, 7.2)
-    headers.extend(fields);
+    let exchange = async {
+        if stream.is_http2() {
+            return exchange_http2(in_http2(endpoint, request), stream, read).await;
+        }
+        let fields = std::mem::take(request.headers_mut());
+        let headers = request.headers_mut();
+        headers.insert(HOST, endpoint.host.clone()); // the first field (RFC 9110, 7.2)
+        headers.extend(fields);
+        exchange_http1(request, stream, read).await
+    };
+    let outcome = timeout(limit, Box::pin(exchange)).await;
+    outcome.unwrap_or(Err(CallError::Late(limit)))
+}
+
+async fn exchange_http1<T>(
+    request: Request<Full<Bytes>>,
+    stream: TrackedStream,
+    read: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> Result<T, CallError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(CallError::Broken)?;
@@ -153,17 +169,48 @@ async fn exchange<T>(
         let response = sender.send_request(request).await;
         Ok(read(response.map_err(CallError::Broken)?).await)
     };
-    let driven = async {
-        let mut exchange = std::pin::pin!(exchange);
-        let mut connection = std::pin::pin!(connection);
-        // The connection is polled here: it serves one request and ends with it.
-        tokio::select! {
-            outcome = &mut exchange => return outcome,
-            // The exchange reports how it ended.
-            _ = &mut connection => {}
-        }
-        exchange.await
+    drive(exchange, connection).await
+}
+
+async fn exchange_http2<T>(
+    request: Request<Full<Bytes>>,
+    stream: TrackedStream,
+    read: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> Result<T, CallError> {
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .map_err(CallError::Broken)?;
+    let exchange = async {
+        let response = sender.send_request(request).await;
+        Ok(read(response.map_err(CallError::Broken)?).await)
     };
-    let outcome = timeout(limit, Box::pin(driven)).await;
-    outcome.unwrap_or(Err(CallError::Late(limit)))
+    drive(exchange, connection).await
+}
+
+/// The request with `:scheme` and `:authority` in place of `Host`.
+fn in_http2(endpoint: &Endpoint, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
+    // `host` was checked as an authority when it was configured.
+    if let Ok(authority) = Authority::try_from(endpoint.host.as_bytes()) {
+        uri.authority = Some(authority);
+        uri.scheme = Some(match endpoint.dialer.tls() {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        });
+    }
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+/// Polls `connection` beside `exchange`: it serves one request and ends with it.
+async fn drive<T>(exchange: impl Future<Output = T>, connection: impl Future) -> T {
+    let mut exchange = std::pin::pin!(exchange);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        outcome = &mut exchange => return outcome,
+        // The exchange reports how it ended.
+        _ = &mut connection => {}
+    }
+    exchange.await
 }

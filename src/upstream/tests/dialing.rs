@@ -34,6 +34,7 @@ fn dialer(names: DnsResolver, port: u16, limit: Duration) -> TcpDialer {
         proxy: None,
         tls: None,
         server_name: None,
+        has_prior_knowledge: false,
         limit,
         upstream: "main".into(),
     }

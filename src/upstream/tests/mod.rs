@@ -15,6 +15,7 @@ mod failures;
 mod fair_queue;
 mod file_reload;
 mod framing;
+mod http2;
 mod judgement;
 mod keep_alive;
 mod login_model;
@@ -128,6 +129,7 @@ impl UpstreamSetup {
             host: None,
             trust: Trust::PublicAuthorities,
             server_name: None,
+            http2: config::Http2Mode::Never,
             client_certificate: None,
             proxy: None,
             login: Some(config::Login {

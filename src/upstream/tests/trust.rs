@@ -232,6 +232,7 @@ async fn an_address_with_broken_tls_is_skipped() {
             proxy: None,
             tls: Some(Arc::new(UpstreamTls::open(&settings).unwrap())),
             server_name: Some(server_name(&settings, &settings.base).unwrap()),
+            has_prior_knowledge: false,
             limit: TEST_TIMEOUT,
             upstream,
         };

@@ -11,6 +11,7 @@ use super::tcp_dialer::TcpDialer;
 use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::TrackedStream;
 use super::unix_dialer::UnixDialer;
+use crate::config::Http2Mode;
 
 /// How long an alert is waited for that ends a connection after its handshake.
 const LATE_ALERT_WAIT: Duration = Duration::from_millis(500);
@@ -53,6 +54,17 @@ impl Dialer {
         match self {
             Self::Tcp(tcp) => tcp.limit,
             Self::Unix(unix) => unix.limit,
+        }
+    }
+
+    /// Whether a connection could be HTTP/2.
+    pub(in crate::upstream) fn may_speak_http2(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => match &tcp.tls {
+                Some(tls) => tls.http2() != Http2Mode::Never,
+                None => tcp.has_prior_knowledge,
+            },
+            Self::Unix(unix) => unix.has_prior_knowledge,
         }
     }
 

@@ -12,7 +12,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Debug)]
 pub struct SendError {
     pub kind: SendErrorKind,
-    /// No byte of the request was sent.
+    /// No byte of the request was sent, or the upstream says that it has not processed it.
     pub is_unsent: bool,
     source: Option<BoxError>,
 }
@@ -25,6 +25,8 @@ pub enum SendErrorKind {
     /// A kept-alive connection was closed before a byte of the response: most likely the upstream closed
     /// it while the request was on its way.
     DeadConnection,
+    /// The upstream says that it has not processed the request (RFC 9113, 8.7).
+    NotProcessed,
     /// A new connection was closed before a byte of the response.
     Closed,
     FirstByteTimeout,
@@ -37,6 +39,18 @@ pub enum SendErrorKind {
 }
 
 impl SendError {
+    pub(in crate::upstream) fn new(
+        kind: SendErrorKind,
+        is_unsent: bool,
+        source: impl Error + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            kind,
+            is_unsent,
+            source: Some(Box::new(source)),
+        }
+    }
+
     pub(in crate::upstream) fn unsent(kind: SendErrorKind, source: BoxError) -> Self {
         Self {
             kind,
@@ -91,6 +105,7 @@ impl fmt::Display for SendErrorKind {
             Self::ConnectFailed => "cannot connect to the upstream",
             Self::ConnectTimeout => "no connection to the upstream in time",
             Self::DeadConnection => "a kept-alive connection to the upstream was dead",
+            Self::NotProcessed => "the upstream did not take the request",
             Self::Closed => "the upstream closed the connection without a response",
             Self::FirstByteTimeout => "no response from the upstream in time",
             Self::Protocol | Self::Framing(_) => "the upstream's response is not usable HTTP",

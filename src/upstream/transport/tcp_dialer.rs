@@ -21,6 +21,7 @@ use super::dial_error::{DialError, WaitingFor};
 use super::tls::handshake::HandshakeError;
 use super::tls::upstream_tls::UpstreamTls;
 use super::tracked_stream::{TrackedStream, Transport};
+use crate::config::Http2Mode;
 use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
 
 /// When the next address is tried (RFC 8305, section 5).
@@ -46,6 +47,8 @@ pub(in crate::upstream) struct TcpDialer {
     pub(in crate::upstream) tls: Option<Arc<UpstreamTls>>,
     /// The name that is asked for, and that the certificate must have; None: plain HTTP.
     pub(in crate::upstream) server_name: Option<ServerName<'static>>,
+    /// Without TLS: whether HTTP/2 is spoken.
+    pub(in crate::upstream) has_prior_knowledge: bool,
     /// For everything from the name to the end of the handshake.
     pub(in crate::upstream) limit: Duration,
     /// For error messages that name the configuration key.
@@ -97,6 +100,11 @@ impl TcpDialer {
         let tls = self.tls.as_deref();
         let tls = tls.map(UpstreamTls::current).zip(self.server_name.clone());
         let upstream = Arc::clone(&self.upstream);
+        let has_prior_knowledge = self.has_prior_knowledge;
+        let must_be_http2 = self
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.http2() == Http2Mode::Always);
         async move {
             let tcp = TcpStream::connect(address).await;
             let mut tcp = tcp.map_err(AttemptError::Connect)?;
@@ -107,13 +115,18 @@ impl TcpDialer {
                 tunnel.open(&mut tcp).await.map_err(AttemptError::Proxy)?;
             }
             let Some((tls, name)) = tls else {
-                return Ok(TrackedStream::new(Transport::Plain(tcp), &upstream));
+                let stream = TrackedStream::new(Transport::Plain(tcp), &upstream);
+                return Ok(stream.with_prior_knowledge(has_prior_knowledge));
             };
             let connector = TlsConnector::from(Arc::clone(&tls.config));
             let stream = connector.connect(name, tcp).await;
             let explained = |failure| HandshakeError::explain(failure, &upstream, &tls.offered);
             let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
             let stream = TrackedStream::new(Transport::Tls(Box::new(stream)), &upstream);
+            if must_be_http2 && !stream.is_http2() {
+                let failure = HandshakeError::NotHttp2 { upstream };
+                return Err(AttemptError::Handshake(failure));
+            }
             Ok(stream.made_with(&tls))
         }
     }

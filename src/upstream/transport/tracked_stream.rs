@@ -29,6 +29,7 @@ pub(in crate::upstream) struct TrackedStream {
     retire: Option<RetireFlag>,
     /// What the handshake could show; None: there was none.
     offered: Option<Arc<OfferedCertificate>>,
+    is_http2: bool,
 }
 
 #[derive(Debug)]
@@ -36,6 +37,16 @@ pub(in crate::upstream) enum Transport {
     Plain(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Transport {
+    /// Whether the server has chosen HTTP/2 by ALPN (RFC 7301).
+    fn has_chosen_http2(&self) -> bool {
+        match self {
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Self::Plain(_) | Self::Unix(_) => false,
+        }
+    }
 }
 
 /// The response to a request in plain HTTP is a TLS record.
@@ -48,6 +59,7 @@ struct SpeaksTls {
 impl TrackedStream {
     pub(in crate::upstream) fn new(wire: Transport, upstream: &Arc<str>) -> Self {
         Self {
+            is_http2: wire.has_chosen_http2(),
             wire,
             has_received: false,
             is_fresh: true,
@@ -72,6 +84,29 @@ impl TrackedStream {
             offered: Some(Arc::clone(&tls.offered)),
             ..self.retired_by(tls.retire.clone())
         }
+    }
+
+    /// Says that HTTP/2 is spoken on a connection without ALPN.
+    pub(super) fn with_prior_knowledge(self, is_http2: bool) -> Self {
+        Self {
+            is_http2: self.is_http2 || is_http2,
+            ..self
+        }
+    }
+
+    /// Whether HTTP/2 is spoken: chosen by ALPN, or known before.
+    pub(in crate::upstream) fn is_http2(&self) -> bool {
+        self.is_http2
+    }
+
+    /// The flag that ends the use of this connection; None: nothing can.
+    pub(super) fn retire_flag(&self) -> Option<RetireFlag> {
+        self.retire.clone()
+    }
+
+    /// Whether the peer reads no more: writes stay pending.
+    pub(super) fn has_write_failed(&self) -> bool {
+        self.write_failure.is_some()
     }
 
     pub(super) fn is_retired(&self) -> bool {

@@ -29,6 +29,8 @@ pub(in crate::upstream) struct UnixDialer {
     path: PathBuf,
     pub(super) limit: Duration,
     upstream: Arc<str>,
+    /// Whether HTTP/2 is spoken.
+    pub(super) has_prior_knowledge: bool,
     file: Mutex<SocketFile>,
 }
 
@@ -56,7 +58,16 @@ impl UnixDialer {
             path,
             limit,
             upstream: Arc::clone(upstream),
+            has_prior_knowledge: false,
             file: Mutex::default(),
+        }
+    }
+
+    /// Speaks HTTP/2 if `has_prior_knowledge`.
+    pub(in crate::upstream) fn with_prior_knowledge(self, has_prior_knowledge: bool) -> Self {
+        Self {
+            has_prior_knowledge,
+            ..self
         }
     }
 
@@ -71,6 +82,7 @@ impl UnixDialer {
         match timeout_at(until, self.connect()).await {
             Ok(Ok(stream)) => {
                 let stream = TrackedStream::new(Transport::Unix(stream), &self.upstream);
+                let stream = stream.with_prior_knowledge(self.has_prior_knowledge);
                 Ok(stream.retired_by(retire))
             }
             Ok(Err(source)) => Err(DialError::Socket {

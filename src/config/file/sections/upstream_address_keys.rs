@@ -6,8 +6,8 @@ use http::uri::Authority;
 
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{key_file, public_file};
-use crate::config::file::value_readers::{flag, text};
-use crate::config::{BaseAddress, CertificateFiles, ProxyConfig};
+use crate::config::file::value_readers::{flag, text, word};
+use crate::config::{BaseAddress, CertificateFiles, Http2Mode, ProxyConfig, UpstreamConfig};
 
 /// The longest path of a Unix socket in bytes (`sockaddr_un`, which has room for 108 with a NUL).
 const MAX_SOCKET_PATH: usize = 107;
@@ -190,4 +190,26 @@ pub(super) fn warn_without_tls(table: &ConfigTable<'_>, base: &BaseAddress) {
         Some(_) => "is a Unix socket: ca, pins, server_name and client_certificate have no effect",
     };
     table.warn(address_key(table), reason, "");
+}
+
+/// `http2`: which version of HTTP is spoken with the upstream.
+pub(super) fn http2(table: &ConfigTable<'_>) -> Http2Mode {
+    const WORDS: &[(&str, Http2Mode)] = &[
+        ("never", Http2Mode::Never),
+        ("auto", Http2Mode::Auto),
+        ("always", Http2Mode::Always),
+    ];
+    table.or("http2", word(WORDS), Http2Mode::Never)
+}
+
+/// Without TLS a server cannot choose.
+pub(super) fn warn_of_auto(table: &ConfigTable<'_>, upstream: &UpstreamConfig) {
+    if upstream.http2 == Http2Mode::Auto && !upstream.base.tls {
+        let reason = "has no effect without TLS: HTTP/1.1 is spoken";
+        table.warn(
+            "http2",
+            reason,
+            "set \"always\" if the server speaks HTTP/2",
+        );
+    }
 }

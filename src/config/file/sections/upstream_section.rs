@@ -12,7 +12,8 @@ use super::endpoint_keys::{addresses, endpoint_policy};
 use super::profile_routing::UpstreamNames;
 use super::proxy_keys::proxy;
 use super::upstream_address_keys::{
-    client_certificate, host_field, require_privacy, server_name, warn_without_tls,
+    client_certificate, host_field, http2, require_privacy, server_name, warn_of_auto,
+    warn_without_tls,
 };
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::{public_file, secret, secret_that};
@@ -71,6 +72,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         trust: trust(table),
         host: table.read("host", host_field),
         server_name: table.read("server_name", server_name),
+        http2: http2(table),
         client_certificate: client_certificate(table),
         proxy,
         login: login(table),
@@ -96,6 +98,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         base: first?,
     };
     warn_without_tls(table, &upstream.base);
+    warn_of_auto(table, &upstream);
     Some(upstream)
 }
 

@@ -4,9 +4,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderMap;
 use httparse::Status;
 
-use super::ResponseError;
 use super::response_head;
 use crate::upstream::transport::framing::BodyFraming;
+use crate::upstream::transport::response_error::ResponseError;
 
 /// Bytes of a line with a chunk's size, extensions included.
 const MAX_SIZE_LINE: usize = 4 * 1024;

@@ -16,16 +16,17 @@ use tokio::time::Instant;
 
 use super::body_decoder::{BodyDecoder, DecodedPart};
 use super::request_sender::RequestSender;
-use super::response_body::ConnectionHandle;
 use super::response_head::{MAX_HEAD, take_head};
-use super::{OutboundRequest, ResponseError};
 use crate::clock;
 use crate::lazy_timer::LazyTimer;
 use crate::metrics::GaugeGuard;
 use crate::upstream::transport::framing::{FramingError, reframe};
 use crate::upstream::transport::in_flight_count::InFlightRequest;
 use crate::upstream::transport::keep_alive::KeepAlive;
+use crate::upstream::transport::outbound_request::OutboundRequest;
 use crate::upstream::transport::pool::{IdlePool, PooledConnection};
+use crate::upstream::transport::response_body::ConnectionHandle;
+use crate::upstream::transport::response_error::ResponseError;
 use crate::upstream::transport::tracked_stream::TrackedStream;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -37,7 +38,7 @@ const LARGE_READ: usize = MAX_HEAD;
 /// With less room than this, and less than is wanted, memory is allocated for the next read.
 const MIN_SPARE: usize = 4 * 1024;
 /// Heads with a status of 1xx before the response; more are an attack.
-const MAX_INFORMATIONAL: u32 = 64;
+pub(in crate::upstream) const MAX_INFORMATIONAL: u32 = 64;
 /// The deadline of a timer that is not set.
 const FAR: Duration = Duration::from_secs(86_400);
 

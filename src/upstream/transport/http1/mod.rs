@@ -19,13 +19,7 @@ mod body_decoder;
 pub(in crate::upstream) mod connection;
 #[cfg(any(test, fuzzing))]
 pub(in crate::upstream) mod memory_reader;
-mod outbound_request;
 mod request_sender;
-pub(in crate::upstream) mod response_body;
-mod response_error;
-mod response_head;
+pub(in crate::upstream) mod response_head;
 #[cfg(test)]
 mod tests;
-
-pub use outbound_request::{OutboundFields, OutboundRequest};
-pub use response_error::ResponseError;

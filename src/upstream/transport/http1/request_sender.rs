@@ -12,8 +12,9 @@ use http_body::Body;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
-use super::{OutboundFields, OutboundRequest, ResponseError};
 use crate::clock;
+use crate::upstream::transport::outbound_request::{OutboundFields, OutboundRequest};
+use crate::upstream::transport::response_error::ResponseError;
 use crate::upstream::transport::tracked_stream::TrackedStream;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -9,12 +9,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use httparse::{ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
 
-use super::ResponseError;
+use crate::upstream::transport::response_error::ResponseError;
 
 /// Fields of a head, or of trailers.
-pub(super) const MAX_FIELDS: usize = 100;
+pub(in crate::upstream) const MAX_FIELDS: usize = 100;
 /// Bytes of a head.
-pub(super) const MAX_HEAD: usize = 28 * 1024;
+pub(in crate::upstream) const MAX_HEAD: usize = 28 * 1024;
 
 /// Takes the head off `received`; None: it is not complete yet.
 pub(super) fn take_head(received: &mut BytesMut) -> Result<Option<Response<()>>, ResponseError> {

@@ -10,9 +10,9 @@ use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt as _;
 
-use super::ResponseError;
 use super::memory_reader::{ReadResponse, read};
 use super::response_head::take_head;
+use crate::upstream::transport::response_error::ResponseError;
 
 /// What hyper's client makes of the same bytes.
 async fn read_by_hyper(bytes: &[u8], method: &Method) -> Option<ReadResponse> {

@@ -65,6 +65,11 @@ pub enum HandshakeError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the other end does not choose HTTP/2 (h2 in ALPN): set upstream.{upstream}.http2 to \"auto\" or \
+         \"never\""
+    )]
+    NotHttp2 { upstream: Arc<str> },
     #[error("the handshake broke off")]
     Other(#[source] io::Error),
 }
@@ -105,6 +110,9 @@ impl HandshakeError {
                 )
                 | TlsError::PeerIncompatible(_),
             ) => Self::NothingInCommon(source),
+            Some(TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                Self::NotHttp2 { upstream }
+            }
             Some(TlsError::AlertReceived(AlertDescription::UnrecognisedName)) => {
                 Self::UnknownName { upstream, source }
             }

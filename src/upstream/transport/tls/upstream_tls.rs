@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::client_certificate::{CertificateDates, ClientCertificate, OfferedCertificate, paths};
 use super::trust::{TrustError, TrustVerifier, provider, reread};
 use crate::clock;
-use crate::config::{self, CertificateFiles};
+use crate::config::{self, CertificateFiles, Http2Mode};
 use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::Metrics;
@@ -27,6 +27,7 @@ pub(in crate::upstream) struct UpstreamTls {
     current: ArcSwap<TlsGeneration>,
     /// From which the next generation is made.
     parts: Mutex<TlsParts>,
+    http2: Http2Mode,
     /// For messages that name the configuration key.
     upstream: Arc<str>,
     /// The file of private authorities; None: there is none.
@@ -48,6 +49,7 @@ pub(in crate::upstream) struct TlsGeneration {
 struct TlsParts {
     verifier: Arc<dyn ServerCertVerifier>,
     certificate: Option<ClientCertificate>,
+    http2: Http2Mode,
     /// Of the connections that have shown the certificate.
     retire: RetireFlag,
 }
@@ -97,11 +99,13 @@ impl UpstreamTls {
         let parts = TlsParts {
             verifier: trust.verifier,
             certificate,
+            http2: settings.http2,
             retire: RetireFlag::default(),
         };
         Ok(Self {
             current: ArcSwap::from_pointee(parts.generation()),
             parts: Mutex::new(parts),
+            http2: settings.http2,
             upstream: Arc::clone(upstream),
             authorities: trust.authorities,
             own_files,
@@ -111,6 +115,10 @@ impl UpstreamTls {
     /// The settings for a handshake that begins now.
     pub(in crate::upstream) fn current(&self) -> Arc<TlsGeneration> {
         self.current.load_full()
+    }
+
+    pub(in crate::upstream) fn http2(&self) -> Http2Mode {
+        self.http2
     }
 
     /// The gate's own certificate.
@@ -226,7 +234,12 @@ impl TlsParts {
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&self.verifier))
             .with_client_cert_resolver(resolver);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let offered_protocols: &[&[u8]] = match self.http2 {
+            Http2Mode::Never => &[b"http/1.1"],
+            Http2Mode::Auto => &[b"h2", b"http/1.1"],
+            Http2Mode::Always => &[b"h2"],
+        };
+        config.alpn_protocols = offered_protocols.iter().map(|name| name.to_vec()).collect();
         TlsGeneration {
             config: Arc::new(config),
             offered,

@@ -34,6 +34,12 @@ pub enum ResponseError {
     BodyCut,
     #[error("the body of the response has a malformed chunk")]
     Chunk,
+    #[error("the body of the response does not have its declared length")]
+    BodyLength,
+    #[error("the upstream reset the stream of this request ({0})")]
+    Reset(h2::Reason),
+    #[error("the HTTP/2 connection to the upstream failed, or broke a rule")]
+    Http2(#[source] h2::Error),
     #[error("the trailers of the response are malformed or too large")]
     Trailers,
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::ResponseError;
+use super::response_error::ResponseError;
 
 /// The body of a response. At its end the connection goes back to the worker's pool; if it is dropped
 /// earlier, the connection is closed.
