@@ -48,7 +48,7 @@ pub(in crate::pipeline) struct AccessLogEntry {
     status: Option<StatusCode>,
     upstream_status: Option<u16>,
     /// Its endpoint that got the request; None: there is only one.
-    endpoint: Option<Arc<str>>,
+    endpoint: Option<Box<Arc<str>>>,
     blame: Blame,
     reason: Option<Reason>,
     cause: Option<Cow<'static, str>>,
@@ -183,7 +183,7 @@ impl AccessLogEntry {
     }
 
     pub(in crate::pipeline) fn set_endpoint(&mut self, name: &Arc<str>) {
-        self.endpoint = Some(Arc::clone(name));
+        self.endpoint = Some(Box::new(Arc::clone(name)));
     }
 
     pub(in crate::pipeline) fn set_retried(&mut self) {

@@ -1,6 +1,7 @@
 //! Upstreams with which HTTP/2 is spoken, and calls of gRPC through the gate.
 
 mod grpc;
+mod repeats;
 
 use crate::harness::login_upstream::KEY;
 use crate::harness::sha256;
