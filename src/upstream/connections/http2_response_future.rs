@@ -43,10 +43,9 @@ impl<'a, B> Http2ResponseFuture<'a, B> {
 
 impl<B> Drop for Http2ResponseFuture<'_, B> {
     fn drop(&mut self) {
-        if let Some(exchange) = &self.exchange {
-            if let Some(owed) = exchange.owed_for() {
-                self.state.health.abandoned(owed, self.timeout.first_byte);
-            }
+        let owed = self.exchange.as_ref().and_then(|one| one.owed_for());
+        if let Some(owed) = owed {
+            self.state.health.abandoned(owed, self.timeout.first_byte);
         }
     }
 }
