@@ -104,7 +104,7 @@ paths = "/other/*"
 url = "https://127.0.0.1:{port}"
 server_name = "localhost"
 ca = "{ca}"
-http2 = "always"
+http2 = "auto"
 first_byte_timeout = "1s"
 body_idle_timeout = "1s"
 [upstream.cut]

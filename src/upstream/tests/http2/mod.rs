@@ -4,6 +4,8 @@
     reason = "tests spawn servers of their own"
 )]
 
+#[cfg(feature = "emulator")]
+mod choice_by_alpn;
 mod exchanges;
 mod hostile;
 mod raw_server;
