@@ -42,13 +42,11 @@ pub(in crate::pipeline) struct AccessLogEntry {
     /// Index in the route table.
     route: Option<usize>,
     client: Option<Client>,
-    /// The user name of a login.
-    attempted_user: Option<Box<AttemptedUser>>,
+    /// None: the request has none of them.
+    uncommon: Option<Box<UncommonFields>>,
     /// None: the client disconnected before there was a response.
     status: Option<StatusCode>,
     upstream_status: Option<u16>,
-    /// Its endpoint that got the request; None: there is only one.
-    endpoint: Option<Box<Arc<str>>>,
     blame: Blame,
     reason: Option<Reason>,
     cause: Option<Cow<'static, str>>,
@@ -57,6 +55,15 @@ pub(in crate::pipeline) struct AccessLogEntry {
     retried: bool,
     end: BodyEnd,
     in_flight: Option<InFlightPermit>,
+}
+
+/// What few requests have, so that the entry stays small.
+#[derive(Default)]
+struct UncommonFields {
+    /// The user name of a login.
+    attempted_user: Option<AttemptedUser>,
+    /// The upstream's endpoint that got the request; None: there is only one.
+    endpoint: Option<Arc<str>>,
 }
 
 /// How the response body ended.
@@ -97,10 +104,9 @@ impl AccessLogEntry {
             origin: peer.ip(),
             route: None,
             client: None,
-            attempted_user: None,
+            uncommon: None,
             status: None,
             upstream_status: None,
-            endpoint: None,
             blame: Blame::None,
             reason: None,
             cause: None,
@@ -149,7 +155,7 @@ impl AccessLogEntry {
     }
 
     pub(in crate::pipeline) fn set_attempted_user(&mut self, user: AttemptedUser) {
-        self.attempted_user = Some(Box::new(user));
+        self.uncommon.get_or_insert_default().attempted_user = Some(user);
     }
 
     pub(in crate::pipeline) fn set_request_body(&mut self, body: BodyHandle) {
@@ -183,7 +189,7 @@ impl AccessLogEntry {
     }
 
     pub(in crate::pipeline) fn set_endpoint(&mut self, name: &Arc<str>) {
-        self.endpoint = Some(Box::new(Arc::clone(name)));
+        self.uncommon.get_or_insert_default().endpoint = Some(Arc::clone(name));
     }
 
     pub(in crate::pipeline) fn set_retried(&mut self) {
@@ -275,14 +281,15 @@ impl AccessLogEntry {
                 key!("client"),
                 self.client.as_ref().map_or("", Client::name),
             );
-            if let Some(user) = &self.attempted_user {
+            let uncommon = self.uncommon.as_deref();
+            if let Some(user) = uncommon.and_then(|one| one.attempted_user.as_ref()) {
                 line.text(key!("attempted_user"), user.text());
             }
             line.text(key!("route"), route.map_or("", |route| &route.name));
             if let Some(upstream) = self.upstream_name(route) {
                 line.word(key!("upstream"), upstream);
             }
-            if let Some(endpoint) = &self.endpoint {
+            if let Some(endpoint) = uncommon.and_then(|one| one.endpoint.as_ref()) {
                 line.text(key!("endpoint"), endpoint);
             }
             line.text(
