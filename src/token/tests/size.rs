@@ -12,13 +12,20 @@ fn a_grant_and_its_digest_take_56_bytes_and_its_expiry_entry_12() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_that_share_an_expiry_entry_are_distinguished() {
-    let store = store(10, 10);
-    let epoch = store.epoch("anna");
-    let mut tokens = Vec::new();
-    for user in ["anna", "anna", "anna", "bert"] {
-        let token = login_with(&store, twin(0), user, (HOUR, epoch)).await;
-        tokens.push(token.unwrap());
-    }
+    // Once more if the wall clock began another second meanwhile: tokens share an entry by the second.
+    let (store, tokens) = loop {
+        let store = store(10, 10);
+        let epoch = store.epoch("anna");
+        let began = clock::unix_seconds();
+        let mut tokens = Vec::new();
+        for user in ["anna", "anna", "anna", "bert"] {
+            let token = login_with(&store, twin(0), user, (HOUR, epoch)).await;
+            tokens.push(token.unwrap());
+        }
+        if clock::unix_seconds() == began {
+            break (store, tokens);
+        }
+    };
     assert_eq!(
         store.memory.counts(),
         (2, 2),
