@@ -28,6 +28,8 @@ const NOT_TAKEN: f64 = 288.0;
 const IDLE: f64 = 28.0;
 /// Maximum KiB that may remain of all peers together after they disconnect.
 const LEFT: i64 = 5 * 1024;
+/// If more remains, the allocator may keep it: the same peers once more must not add more than this.
+const ADDED_AGAIN: i64 = 1024;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
@@ -105,13 +107,31 @@ impl Gate {
         }
         let memory = self.memory_after_purge().await;
         drop(peers);
+        let each = (memory.saturating_sub(before)) as f64 / count as f64;
+        let left = self.left(before, LEFT).await;
+        if left <= LEFT {
+            return (each, left);
+        }
+        let mut peers = Vec::new();
+        for _ in 0..count {
+            peers.push(open(self).await);
+        }
+        drop(peers);
+        let most = left + ADDED_AGAIN;
+        let again = self.left(before, most).await;
+        (each, if again <= most { LEFT } else { again })
+    }
+
+    /// What remains beside the memory `before`, once that is `enough` or after ten seconds.
+    async fn left(&self, before: u64, enough: i64) -> i64 {
         let left = || i64::try_from(self.memory()).unwrap() - i64::try_from(before).unwrap();
         let end = Instant::now() + Duration::from_secs(10);
-        while left() > LEFT && Instant::now() < end {
+        while left() > enough && Instant::now() < end {
             sleep(Duration::from_millis(250)).await;
         }
-        let each = (memory.saturating_sub(before)) as f64 / count as f64;
-        (each, left())
+        let left = left();
+        println!("{left} KiB left");
+        left
     }
 
     async fn tcp(&self, port: u16) -> TcpStream {
