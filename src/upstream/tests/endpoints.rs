@@ -361,3 +361,20 @@ async fn a_lack_of_our_own_and_a_client_that_leaves_are_no_failure_of_the_endpoi
     assert!(!state.is_ejected());
     assert_eq!(state.failures(), 0);
 }
+
+#[tokio::test]
+async fn the_next_login_goes_elsewhere_than_the_one_that_failed() {
+    let bad = Webapp::start(|_| Reply::with(500, "", "broken")).await;
+    let good = Webapp::start(|_| Reply::login("token", 3600)).await;
+    for _ in 0..6 {
+        let (logins, mut setup) = (bad.requests(), UpstreamSetup::of(bad.address));
+        let base = setup.settings.base.clone();
+        setup.settings.more_endpoints = vec![BaseAddress {
+            port: good.address.port(),
+            ..base
+        }];
+        let session = setup.session();
+        eventually("a lease", || session.usable().is_some()).await;
+        assert!(bad.requests() - logins <= 1, "it went there again");
+    }
+}
