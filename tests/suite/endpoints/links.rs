@@ -71,7 +71,7 @@ struct ConnectProxy {
 }
 
 impl ConnectProxy {
-    async fn start() -> ConnectProxy {
+    async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let tunnels = Arc::new(Mutex::new(Vec::new()));
@@ -81,7 +81,7 @@ impl ConnectProxy {
                 tokio::spawn(tunnel(near, Arc::clone(&open)));
             }
         });
-        ConnectProxy { url, tunnels }
+        Self { url, tunnels }
     }
 
     /// Waits until no tunnel leads to `server`: the gate's kept-alive connections to it are closed.
