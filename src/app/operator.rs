@@ -100,17 +100,16 @@ impl ControlParts {
             let warning = shared.tokens.warning();
             let warning = warning.map(|warning| format!("store: {warning}"));
             let live = shared.live.load();
-            let upstreams = live.upstreams.iter();
-            let keys = upstreams.filter_map(|upstream| upstream.api_key_trouble());
+            let upstreams = || live.upstreams.iter();
+            let keys = upstreams().filter_map(|upstream| upstream.api_key_trouble());
+            let endpoints = upstreams().flat_map(|upstream| upstream.endpoints().notes());
+            let logins = upstreams().flat_map(|upstream| upstream.login_notes());
             let notes: Vec<String> = [store, warning, probe_note(&live)]
                 .into_iter()
                 .flatten()
                 .chain(keys)
-                .chain(
-                    live.upstreams
-                        .iter()
-                        .flat_map(|upstream| upstream.endpoints().notes()),
-                )
+                .chain(endpoints)
+                .chain(logins)
                 .chain(unready_upstreams(&live, false))
                 .chain(pending.notes())
                 .collect();
@@ -132,8 +131,8 @@ fn unready_upstreams(live: &LiveRules, required: bool) -> Vec<String> {
 /// Why the next request to this upstream would fail.
 fn unready(upstream: &Upstream, is_named: bool) -> impl Iterator<Item = String> {
     let outage = upstream.endpoints().outage();
-    let session = upstream.session();
-    let no_login = session.filter(|session| !session.is_ready());
+    let mut unready = upstream.sessions().filter(|session| !session.is_ready());
+    let no_login = unready.next().filter(|_| !upstream.is_logged_in());
     let outage = outage.map(|outage| outage.to_string());
     let no_login = no_login.map(|session| {
         let status = session.status().to_string();

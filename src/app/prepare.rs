@@ -183,16 +183,21 @@ impl<'a> ProblemSearch<'a> {
                 continue;
             };
             let host = upstream.host.as_deref();
-            let account = (&upstream.base, host, login.username.as_str());
-            let Some((other, password)) = known.get(&account) else {
-                known.insert(account, (upstream, &login.password));
+            let account = |base| (base, host, login.username.as_str());
+            // A login may go to any of its endpoints.
+            let same = upstream
+                .addresses()
+                .find_map(|base| known.get(&account(base)));
+            let Some((other, password)) = same.copied() else {
+                let accounts = upstream.addresses().map(account);
+                known.extend(accounts.map(|account| (account, (upstream, &login.password))));
                 continue;
             };
             let is_other = match (password.read(), login.password.read()) {
                 (Ok(one), Ok(other)) => one != other,
                 _ => false, // reported already
             };
-            if **password == login.password || !is_other {
+            if *password == login.password || !is_other {
                 continue;
             }
             let reason = format!(

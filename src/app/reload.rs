@@ -49,9 +49,7 @@ impl ControlParts {
                 reload_signal.send();
                 pending.nudge();
                 for upstream in &shared.live.load().upstreams {
-                    if let Some(session) = upstream.session() {
-                        session.nudge();
-                    }
+                    upstream.nudge();
                 }
             }
         });
@@ -120,8 +118,8 @@ impl ReloadTargets {
         for (upstream, change) in live.upstreams.iter().zip(changes) {
             upstream.take_over();
             let is_changed = matches!(change, UpstreamChange::Ready { .. });
-            if let Some(session) = upstream.session().filter(|_| is_changed) {
-                session.nudge();
+            if is_changed {
+                upstream.nudge();
             }
         }
         self.pending.forget_removed(&live.upstreams);

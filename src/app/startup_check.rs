@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::store::shared::{self, EvictionFound};
 use crate::store::{self, StoreLook};
 use crate::upstream::{
-    CertificateDates, ProbeTrust, ReachedEndpoint, UpstreamMaterials, UpstreamTrial,
+    CertificateDates, ProbeTrust, ReachedEndpoint, TriedLogin, UpstreamMaterials, UpstreamTrial,
 };
 
 /// Upstreams that are tried at the same time: one that hangs takes its time alone.
@@ -202,7 +202,7 @@ async fn check_upstream(
         return found;
     }
     if let Some(login) = &settings.login {
-        found.push(check_login(trial, login, &format!("{section}.login")).await);
+        found.extend(check_login(trial, login, &format!("{section}.login")).await);
     }
     if trial.probe_trust().await == Some(ProbeTrust::PassesAnything) {
         found.push(CheckResult::odd(
@@ -214,21 +214,35 @@ async fn check_upstream(
     found
 }
 
-async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> CheckResult {
+async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> Vec<CheckResult> {
     if login.single_active_token {
         let reason =
             "was not tried: with single_active_token it would end the token of a gate that runs";
-        return CheckResult::odd(key, reason, "");
+        return vec![CheckResult::odd(key, reason, "")];
     }
-    match trial.log_in(login).await {
+    let tried = trial.log_in(login).await.into_iter();
+    tried
+        .map(|tried| login_result(&tried, login, key))
+        .collect()
+}
+
+fn login_result(tried: &TriedLogin, login: &Login, key: &str) -> CheckResult {
+    let place = match &tried.endpoint {
+        Some(endpoint) => format!("endpoint {endpoint}"),
+        None => "the upstream".to_owned(),
+    };
+    match &tried.outcome {
         Ok(left) => CheckResult::good(
             key,
             format!(
-                "\"{}\" is let in, for {} s; this was one login at the upstream, its token is not kept",
+                "\"{}\" is let in, for {} s; this was one login at {place}, its token is not kept",
                 login.username,
                 left.as_secs()
             ),
         ),
-        Err(error) => CheckResult::wrong(key, chain(&error)),
+        Err(error) if tried.endpoint.is_some() => {
+            CheckResult::wrong(key, format!("{place}: {}", chain(error)))
+        }
+        Err(error) => CheckResult::wrong(key, chain(error)),
     }
 }

@@ -65,9 +65,7 @@ impl PendingUpstreams {
     /// Makes the waiting upstreams try their logins again now.
     pub(super) fn nudge(&self) {
         for waiting in self.all() {
-            if let Some(session) = waiting.upstream.session() {
-                session.nudge();
-            }
+            waiting.upstream.nudge();
         }
     }
 
@@ -274,10 +272,8 @@ pub(super) fn predecessor(
 /// Returns once requests could go to `upstream`: its login has succeeded, where it has a session
 /// of its own, or it can be reached, where its address or trust has changed.
 async fn prove(upstream: &Upstream, before: &Upstream, old: &UpstreamConfig, new: &UpstreamConfig) {
-    if let Some(session) = upstream.session()
-        && !upstream.continues(before)
-    {
-        while let Err(no_lease) = session.lease().await {
+    if upstream.has_login() && !upstream.continues(before) {
+        while let Err(no_lease) = upstream.logged_in().await {
             sleep(no_lease.retry_after.min(CHECK_INTERVAL)).await;
         }
         return;
@@ -289,9 +285,10 @@ async fn prove(upstream: &Upstream, before: &Upstream, old: &UpstreamConfig, new
 
 /// Why it cannot serve yet.
 fn reason(upstream: &Upstream) -> String {
-    match upstream.session().map(|session| session.status()) {
-        Some(status) if !status.is_ready => status.to_string(),
-        _ => "it cannot be reached as configured".to_owned(),
+    let unready = upstream.sessions().find(|session| !session.is_ready());
+    match unready.filter(|_| !upstream.is_logged_in()) {
+        Some(session) => session.status().to_string(),
+        None => "it cannot be reached as configured".to_owned(),
     }
 }
 

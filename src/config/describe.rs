@@ -259,6 +259,9 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
                     login.renew_at * 100.0
                 ),
             );
+            if login.per_endpoint {
+                page.row("", "each endpoint has a login and a token of its own");
+            }
         }
     }
     if let Some(key) = &upstream.api_key {

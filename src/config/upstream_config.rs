@@ -98,4 +98,6 @@ pub struct Login {
     pub timeout: Duration,
     /// A new login ends the token before it.
     pub single_active_token: bool,
+    /// Each endpoint has a login of its own: it knows only its own tokens.
+    pub per_endpoint: bool,
 }

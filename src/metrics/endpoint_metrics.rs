@@ -45,6 +45,9 @@ pub(super) struct EndpointFamilies {
     requests: IntCounterVec,
     checks: IntCounterVec,
     look_ups: IntCounterVec,
+    /// Of endpoints with a login of their own.
+    session_up: IntGaugeVec,
+    session_seconds: IntGaugeVec,
 }
 
 impl EndpointFamilies {
@@ -81,6 +84,14 @@ impl EndpointFamilies {
                 "tollgate_endpoint_look_ups_total",
                 "Look-ups of the name whose addresses are the endpoints, by outcome.",
                 &["upstream", "outcome"],
+            ),
+            session_up: gauge(
+                "tollgate_endpoint_session_up",
+                "1 while the gateway has a token for the endpoint; with login_per_endpoint.",
+            ),
+            session_seconds: gauge(
+                "tollgate_endpoint_session_seconds_to_expiry",
+                "Remaining lifetime of the gateway's token for the endpoint; with login_per_endpoint.",
             ),
         })
     }
@@ -131,6 +142,8 @@ impl EndpointFamilies {
         let _ = self.in_flight.remove_label_values(&labels);
         let _ = self.available.remove_label_values(&labels);
         let _ = self.ejections.remove_label_values(&labels);
+        let _ = self.session_up.remove_label_values(&labels);
+        let _ = self.session_seconds.remove_label_values(&labels);
         let ended = [ProbeOutcome::Succeeded, ProbeOutcome::Failed];
         for ended in ended {
             let _ = self
@@ -156,6 +169,15 @@ impl EndpointMetrics {
 
     pub fn note_no_connection(&self) {
         self.requests[3].inc();
+    }
+
+    /// The endpoint has a login of its own, in this state.
+    pub fn show_session(&self, is_up: bool, seconds_to_expiry: u64) {
+        let labels: [&str; 2] = [&self.name.upstream, &self.name.endpoint];
+        let up = self.families.session_up.with_label_values(&labels);
+        up.set(i64::from(is_up));
+        let seconds = self.families.session_seconds.with_label_values(&labels);
+        seconds.set(i64::try_from(seconds_to_expiry).unwrap_or(i64::MAX));
     }
 
     pub fn note_check(&self, outcome: ProbeOutcome) {

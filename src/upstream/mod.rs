@@ -35,6 +35,7 @@ pub mod response_fuzz;
 mod tests;
 mod transport;
 mod trial;
+mod upstream_logins;
 
 pub use api_key::BadApiKey;
 pub use connections::{ChosenEndpoint, UpstreamConnections};
@@ -70,13 +71,12 @@ pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::client_certificate::{CertificateDates, ClientCertificateError};
 pub use transport::tls::handshake::HandshakeError;
 pub use transport::tls::trust::TrustError;
-pub use trial::{ReachedEndpoint, TrialError, UpstreamTrial};
+pub use trial::{ReachedEndpoint, TrialError, TriedLogin, UpstreamTrial};
 
 use api_key::UpstreamApiKey;
 use endpoints::own_requests::OwnRequests;
 use endpoints::{AddressDiscovery, EndpointFactory, EndpointTasks};
-use login::plan::LoginPlan;
-use login::task::{LoginScope, LoginTask};
+use upstream_logins::UpstreamLogins;
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -114,9 +114,7 @@ pub enum Error {
 pub struct Upstream {
     pub name: Arc<str>,
     endpoints: Arc<EndpointSet>,
-    login: Option<Arc<LoginTask>>,
-    /// The login plan that takes effect with `take_over`; None: it is in effect already.
-    plan: Option<Arc<LoginPlan>>,
+    logins: UpstreamLogins,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
     api_key: Arc<UpstreamApiKey>,
@@ -136,29 +134,15 @@ impl Upstream {
         let api_key = materials.api_key;
         let endpoints = opening.endpoints(&factory)?;
         let own = Arc::new(opening.own_requests(&endpoints));
-        let description = &settings.login_description;
-        let injection = description.inject.clone();
+        let injection = settings.login_description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
-        let login = settings.login.as_ref().map(|login| {
-            let plan = LoginPlan::new(login, &own, probe.clone(), description.clone());
-            let scope = LoginScope {
-                tasks: &scope.tasks,
-                stop: opening.scope.stop.child(),
-                metrics,
-                lease_store: opening.lease_store.take(),
-                budgets: Arc::clone(&opening.login_budgets),
-            };
-            let before = opening.before.and_then(|before| before.login.as_ref());
-            LoginTask::continue_or_start(before, settings, plan, scope)
-        });
-        let (login, plan) = login.map_or((None, None), |login| (Some(login.task), login.plan));
+        let logins = UpstreamLogins::open(&mut opening, &scope, &own, probe.as_ref());
         let upstream = Arc::new(Self {
             name: Arc::clone(&settings.name),
             endpoints,
             own: Arc::clone(&own),
             probe,
-            login,
-            plan,
+            logins,
             api_key: Arc::new(UpstreamApiKey::new(settings, api_key, metrics)),
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
@@ -170,24 +154,59 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// None: no token is injected, at most an API key.
-    pub fn session(&self) -> Option<&Arc<Session>> {
-        self.login.as_ref().map(|login| &login.session)
+    /// False: no token is injected, at most an API key.
+    pub fn has_login(&self) -> bool {
+        !self.logins.is_empty()
     }
 
-    /// Whether this upstream shares the running login of `other`.
+    /// The session whose tokens are valid at all endpoints; None: there is no login, or one at each endpoint.
+    pub fn shared_session(&self) -> Option<&Arc<Session>> {
+        self.logins.shared()
+    }
+
+    /// The session whose tokens are valid at the endpoint of this name only.
+    pub fn session_at(&self, endpoint: &str) -> Option<&Arc<Session>> {
+        self.logins.at(endpoint)
+    }
+
+    /// The session that lent `lease`.
+    pub fn session_of(&self, lease: &Lease) -> Option<&Arc<Session>> {
+        self.logins.of_lease(lease)
+    }
+
+    /// All its sessions: none without a login, one, or one for each endpoint.
+    pub fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.logins.sessions()
+    }
+
+    /// Waits until a request could have a token, as far as a login that is worth waiting for is in progress.
+    pub async fn logged_in(&self) -> Result<(), NoLease> {
+        self.logins.ready(&self.endpoints).await
+    }
+
+    /// Whether the next request would get a token, where it needs one.
+    pub fn is_logged_in(&self) -> bool {
+        self.logins.is_ready(&self.endpoints)
+    }
+
+    /// A line for each endpoint at which there is no token, while there is one at others.
+    pub fn login_notes(&self) -> Vec<String> {
+        self.logins.notes(&self.endpoints)
+    }
+
+    /// Makes logins that have stopped until an operator acts try again.
+    pub fn nudge(&self) {
+        self.sessions().for_each(|session| session.nudge());
+    }
+
+    /// Whether this upstream shares the running logins of `other`.
     pub fn continues(&self, other: &Self) -> bool {
-        match &self.login {
-            Some(login) => login.is_same(other.login.as_ref()),
-            None => true,
-        }
+        self.logins.continue_those_of(&other.logins)
     }
 
-    /// This upstream is in use from now on: a login that it has taken over follows its settings.
+    /// This upstream is in use from now on: logins that it has taken over follow its settings.
     pub fn take_over(&self) {
-        if let (Some(login), Some(plan)) = (&self.login, &self.plan) {
-            login.follow(plan);
-        }
+        self.logins.take_over();
     }
 
     /// Opens a connection to each endpoint and closes it: whether one can be reached as configured.
@@ -256,18 +275,12 @@ impl Upstream {
     /// still use it keep its lease.
     pub async fn retire(&self, next: Option<&Self>) {
         self.stop.drain();
-        if let Some(login) = &self.login
-            && !login.is_same(next.and_then(|next| next.login.as_ref()))
-        {
-            login.end().await;
-        }
+        self.logins.end_all_but(next.map(|next| &next.logins)).await;
     }
 
     /// Sets the gauges that are computed just before a scrape.
     pub fn refresh_gauges(&self) {
-        if let Some(session) = self.session() {
-            session.refresh_gauges();
-        }
+        self.logins.refresh_gauges(&self.metrics, &self.endpoints);
         self.endpoints.refresh_gauges();
         let is_up = self.endpoints.outage().is_none();
         self.metrics.upstream_up.set(i64::from(is_up));

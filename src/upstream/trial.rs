@@ -38,6 +38,15 @@ pub struct UpstreamTrial {
     description: LoginDescription,
 }
 
+/// Whether a login succeeds.
+#[derive(Debug)]
+pub struct TriedLogin {
+    /// Its address; None: the token would be for all endpoints.
+    pub endpoint: Option<Arc<str>>,
+    /// The lifetime of the token.
+    pub outcome: Result<Duration, TrialError>,
+}
+
 /// Whether one endpoint can be reached.
 #[derive(Debug)]
 pub struct ReachedEndpoint {
@@ -97,11 +106,34 @@ impl UpstreamTrial {
         join_all(tries).await
     }
 
-    /// Tries one login; returns the lifetime of its token.
-    pub async fn log_in(&self, login: &config::Login) -> Result<Duration, TrialError> {
-        let call = LoginCall::new(&self.own, self.description.clone(), login);
+    /// Tries one login, or one at each endpoint.
+    pub async fn log_in(&self, login: &config::Login) -> Vec<TriedLogin> {
+        if !login.per_endpoint {
+            return vec![TriedLogin {
+                endpoint: None,
+                outcome: self.log_in_with(&self.own, login).await,
+            }];
+        }
+        let list = self.own.endpoints.list();
+        let tries = list.endpoints.iter().map(|endpoint| async {
+            let own = Arc::new(self.own.at(endpoint));
+            TriedLogin {
+                endpoint: Some(Arc::clone(&endpoint.state.name)),
+                outcome: self.log_in_with(&own, login).await,
+            }
+        });
+        join_all(tries).await
+    }
+
+    /// The lifetime of the token of one login. The probe of all endpoints says nothing about the token of one.
+    async fn log_in_with(
+        &self,
+        own: &Arc<OwnRequests>,
+        login: &config::Login,
+    ) -> Result<Duration, TrialError> {
+        let call = LoginCall::new(own, self.description.clone(), login);
         let granted = call.make(&login.password.read()?).await?;
-        if let Some(probe) = &self.probe
+        if let Some(probe) = self.probe.as_ref().filter(|_| !login.per_endpoint)
             && probe.verdict_on(&granted.headers).await == ProbeVerdict::Refused
         {
             return Err(LoginError::NotAccepted.into());

@@ -15,6 +15,7 @@ pub(super) fn check_whole(report: &ParseReport<'_>, config: &Config) {
         credentials(report, config, upstream);
         if let Some(login) = &upstream.login {
             renewal(report, config, upstream, login);
+            relayed_users(report, config, upstream, login);
         }
     }
     probe(report, config);
@@ -145,6 +146,22 @@ fn renewal(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamConfig,
         let reason = "is too few for tokens with so short a life";
         let suggestion = "raise it, or emulator.token_lifetime";
         report.warn(&key("logins_per_hour"), reason, suggestion);
+    }
+}
+
+/// A user's login is relayed to one endpoint, and the token is valid there only.
+fn relayed_users(
+    report: &ParseReport<'_>,
+    config: &Config,
+    upstream: &UpstreamConfig,
+    login: &Login,
+) {
+    if login.per_endpoint && relays(config, upstream) {
+        let key = format!("upstream.{}.login_per_endpoint", upstream.name);
+        let reason = "cannot be true for the upstream that has the users: the token of a user's login would be \
+                      valid at one endpoint only";
+        let suggestion = "set users.directory = \"gateway\", or make each endpoint an upstream";
+        report.complain(&key, reason, suggestion);
     }
 }
 

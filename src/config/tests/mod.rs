@@ -1,6 +1,7 @@
 //! Accepted and refused files, secrets in messages, differences between files, the profile.
 
 mod example;
+mod own_logins;
 mod reach;
 mod switched_on;
 

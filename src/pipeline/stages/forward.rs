@@ -79,14 +79,14 @@ impl Forwarder<'_> {
         if let Some(failure) = request.body().failure() {
             return Err(failure.rejection());
         }
-        let (mut permit, credential) = match self.admit_at_once(request, source) {
+        let (mut permit, mut credential) = match self.admit_at_once(request, source) {
             Ok(admitted) => admitted,
             Err(source) => Box::pin(self.admit(request, source, None)).await?,
         };
         if !is_whole {
             permit = request.body().hold_permit(permit, &self.worker.watchdog);
         }
-        let judged = match self.send(request, body, &credential, entry).await {
+        let judged = match self.send(request, body, &mut credential, entry).await {
             Ok(response) if response.status() != StatusCode::UNAUTHORIZED => {
                 self.note_response(request, &credential, response.status(), false);
                 Ok(JudgedResponse {

@@ -59,6 +59,14 @@ impl UpstreamCredential {
         }
     }
 
+    /// The only endpoint that accepts it; None: all do.
+    pub(super) fn endpoint(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Session(lease) => lease.endpoint(),
+            Self::ApiKey(_) | Self::Client(_) | Self::Nothing => None,
+        }
+    }
+
     /// The secret that must not reach the client.
     pub(super) fn secret(&self) -> Option<&SecretPattern> {
         match self {

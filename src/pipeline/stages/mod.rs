@@ -10,6 +10,7 @@ pub(super) mod credential;
 pub(super) mod forward;
 pub(super) mod inject;
 pub(super) mod introspect;
+pub(super) mod lease_choice;
 pub(super) mod options;
 pub(super) mod refused_lease;
 pub(super) mod repeat;

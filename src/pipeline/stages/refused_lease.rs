@@ -18,13 +18,47 @@ use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::PermitState;
 use crate::pipeline::reject::Rejection;
-use crate::upstream::{Lease, RefusalVerdict, RefusedRequest, Session};
+use crate::upstream::{Lease, NoLease, RefusalVerdict, RefusedRequest, Session};
 
 /// A final response, the credential it responds to, and the permit of the exchange.
 pub(super) struct JudgedResponse {
     pub(super) response: UpstreamResponse,
     pub(super) credential: UpstreamCredential,
     pub(super) permit: PermitState,
+}
+
+/// The refusals of one request so far, for each session whose leases were refused.
+#[derive(Debug, Default)]
+struct Refusals {
+    by_session: Vec<SessionRefusals>,
+}
+
+#[derive(Debug)]
+struct SessionRefusals {
+    /// None: the session is that of all endpoints.
+    endpoint: Option<Arc<str>>,
+    refused: RefusedRequest,
+}
+
+impl Refusals {
+    /// Those of leases of the session that lent `lease`.
+    fn of(&mut self, lease: &Lease, new: impl FnOnce() -> RefusedRequest) -> &mut RefusedRequest {
+        let mut known = self.by_session.iter();
+        let known = known.position(|one| one.endpoint.as_ref() == lease.endpoint());
+        let position = known.unwrap_or_else(|| {
+            self.by_session.push(SessionRefusals {
+                endpoint: lease.endpoint().cloned(),
+                refused: new(),
+            });
+            self.by_session.len() - 1
+        });
+        &mut self.by_session[position].refused
+    }
+
+    fn endpoints(&self) -> Vec<Arc<str>> {
+        let sessions = self.by_session.iter();
+        sessions.filter_map(|one| one.endpoint.clone()).collect()
+    }
 }
 
 impl Forwarder<'_> {
@@ -39,7 +73,7 @@ impl Forwarder<'_> {
     ) -> Result<JudgedResponse, Rejection> {
         let mut permit = Some(permit);
         let mut outcome = first;
-        let mut refusals = None;
+        let mut refusals = Refusals::default();
         loop {
             let response = match outcome {
                 Ok(response) => Some(response),
@@ -53,7 +87,7 @@ impl Forwarder<'_> {
             if !is_refused || !credential.is_own() {
                 // A 401 to the client's own credential is meant for the client.
                 let response = response.ok_or(Rejection::BadUpstreamResponse("no response"))?;
-                let was_refused = refusals.is_some();
+                let was_refused = !refusals.by_session.is_empty();
                 self.note_response(request, &credential, response.status(), was_refused);
                 let permit = permit.ok_or(Rejection::Internal("a request has no permit"))?;
                 return Ok(JudgedResponse {
@@ -73,7 +107,7 @@ impl Forwarder<'_> {
             entry.set_retried();
             let metrics = &self.upstream().metrics;
             metrics.upstream_retries.add(RetryReason::Refused);
-            outcome = self.send(request, body, &credential, entry).await;
+            outcome = self.send(request, body, &mut credential, entry).await;
         }
     }
 
@@ -82,14 +116,14 @@ impl Forwarder<'_> {
         &self,
         request: &Inbound<'_>,
         refused: UpstreamCredential,
-        refusals: &mut Option<RefusedRequest>,
+        refusals: &mut Refusals,
         permit: &mut Option<PermitState>,
     ) -> Result<UpstreamCredential, Rejection> {
         let UpstreamCredential::Session(lease) = refused else {
             if let UpstreamCredential::ApiKey(key) = &refused {
                 self.upstream().note_api_key(key, StatusCode::UNAUTHORIZED);
             }
-            if self.upstream().session().is_none() {
+            if !self.upstream().has_login() {
                 return Err(Rejection::UpstreamLogin);
             }
             let source = CredentialSource::Session;
@@ -97,23 +131,43 @@ impl Forwarder<'_> {
             *permit = Some(held);
             return Ok(credential);
         };
-        let session = self.session()?;
-        let refusals = refusals.get_or_insert_with(|| {
+        let session = self.session_of(&lease)?;
+        let refused = refusals.of(&lease, || {
             RefusedRequest::new(request.path_key(session), request.body().is_kept())
         });
-        let mut verdict = pin!(session.reconsider(refusals, &lease));
-        let verdict = match poll_fn(|cx| Poll::Ready(verdict.as_mut().poll(cx))).await {
-            Poll::Ready(verdict) => verdict,
+        let verdict = self.verdict(session, refused, &lease, permit).await?;
+        match verdict {
+            Ok(RefusalVerdict::Again(lease)) => Ok(UpstreamCredential::Session(lease)),
+            Ok(RefusalVerdict::Upheld) => Err(Rejection::UpstreamLogin),
+            // This endpoint gives no token now; another one with a login of its own may.
+            Err(no_lease) => {
+                let mut tried = refusals.endpoints();
+                let other = lease.endpoint().map(|_| &mut tried);
+                let other = other.and_then(|tried| self.lease_elsewhere(request, tried));
+                other
+                    .map(UpstreamCredential::Session)
+                    .ok_or(Rejection::NoLease(no_lease))
+            }
+        }
+    }
+
+    /// The session's verdict on the refusal of `lease`. A permit stands for work at the upstream, so none is held
+    /// while the verdict is waited for.
+    async fn verdict(
+        &self,
+        session: &Session,
+        refused: &mut RefusedRequest,
+        lease: &Arc<Lease>,
+        permit: &mut Option<PermitState>,
+    ) -> Result<Result<RefusalVerdict, NoLease>, Rejection> {
+        let mut verdict = pin!(session.reconsider(refused, lease));
+        match poll_fn(|cx| Poll::Ready(verdict.as_mut().poll(cx))).await {
+            Poll::Ready(verdict) => Ok(verdict),
             Poll::Pending => {
-                // A permit stands for work at the upstream, so none is held during this wait.
                 *permit = None;
                 let verdict = timeout_at(self.deadline, verdict).await;
-                verdict.map_err(|_| Rejection::UpstreamTimeout)?
+                verdict.map_err(|_| Rejection::UpstreamTimeout)
             }
-        };
-        match verdict.map_err(Rejection::NoLease)? {
-            RefusalVerdict::Again(lease) => Ok(UpstreamCredential::Session(lease)),
-            RefusalVerdict::Upheld => Err(Rejection::UpstreamLogin),
         }
     }
 
@@ -188,55 +242,17 @@ impl Forwarder<'_> {
         &self,
         request: &Inbound<'_>,
     ) -> Result<(PermitState, UpstreamCredential), Rejection> {
-        let session = self.session()?;
         loop {
             let is_up = self.upstream().endpoints().check();
             is_up.map_err(Rejection::UpstreamDown)?;
-            let lease = timeout_at(self.deadline, session.lease()).await;
-            let lease = lease.map_err(|_| Rejection::UpstreamTimeout)?;
-            lease.map_err(Rejection::NoLease)?;
+            let logged_in = timeout_at(self.deadline, self.upstream().logged_in()).await;
+            let logged_in = logged_in.map_err(|_| Rejection::UpstreamTimeout)?;
+            logged_in.map_err(Rejection::NoLease)?;
             let permit = self.permit().await?;
             if let Some(lease) = self.lease_for(request)? {
                 return Ok((permit, UpstreamCredential::Session(lease)));
             }
         }
-    }
-
-    fn lease_for(&self, request: &Inbound<'_>) -> Result<Option<Arc<Lease>>, Rejection> {
-        let session = self.session()?;
-        let can_repeat = || request.body().can_repeat();
-        Ok(session.lease_for(|| request.path_key(session), can_repeat))
-    }
-
-    /// Reports to the session what this status says about the lease. `was_refused`: the same request
-    /// was refused with another lease before.
-    pub(super) fn note_response(
-        &self,
-        request: &Inbound<'_>,
-        credential: &UpstreamCredential,
-        status: StatusCode,
-        was_refused: bool,
-    ) {
-        if let UpstreamCredential::ApiKey(key) = credential {
-            return self.upstream().note_api_key(key, status);
-        }
-        let (UpstreamCredential::Session(lease), Some(session)) =
-            (credential, self.upstream().session())
-        else {
-            return;
-        };
-        if status.is_success() {
-            session.note_accepted(lease, request.path_key(session), was_refused);
-        } else {
-            session.note_answered(lease, || request.path_key(session), status);
-        }
-    }
-
-    fn session(&self) -> Result<&Session, Rejection> {
-        let session = self.upstream().session();
-        session
-            .map(AsRef::as_ref)
-            .ok_or(Rejection::Internal("no login is configured"))
     }
 }
 

@@ -14,19 +14,20 @@ use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::reject::Rejection;
-use crate::upstream::{SendError, SendErrorKind};
+use crate::upstream::{ChosenEndpoint, SendError, SendErrorKind};
 
 impl Forwarder<'_> {
-    /// Sends the request; again where it got no response and is safe to repeat.
+    /// Sends the request; again where it got no response and is safe to repeat. `credential` becomes the one
+    /// that the response is for.
     pub(super) async fn send(
         &self,
         request: &Inbound<'_>,
         body: RequestBody,
-        credential: &UpstreamCredential,
+        credential: &mut UpstreamCredential,
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
         let metrics = &self.upstream().metrics;
-        let chosen = self.choose(&[]);
+        let chosen = self.endpoint_for(credential);
         let chosen = chosen.ok_or_else(|| rejection(request, self.connections.no_endpoint()))?;
         metrics.upstream_requests.add(credential.label());
         let mut endpoint = None;
@@ -63,7 +64,7 @@ impl Forwarder<'_> {
 struct Repeat<'a> {
     forwarder: &'a Forwarder<'a>,
     request: &'a Inbound<'a>,
-    credential: &'a UpstreamCredential,
+    credential: &'a mut UpstreamCredential,
     /// Where it was sent to; None: the upstream has one endpoint.
     endpoint: Option<Arc<str>>,
 }
@@ -84,6 +85,13 @@ struct RepeatsDone {
     unprocessed: usize,
 }
 
+/// An endpoint's refusal, to be passed on if no other endpoint does better.
+struct HeldRefusal {
+    response: UpstreamResponse,
+    /// What the request to that endpoint carried.
+    credential: UpstreamCredential,
+}
+
 /// Where the request is sent to next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NextTry {
@@ -92,40 +100,40 @@ enum NextTry {
     OtherEndpoint,
 }
 
+impl NextTry {
+    /// Why a request is sent again after `outcome`.
+    fn reason(self, outcome: &SendOutcome) -> RetryReason {
+        match (self, outcome) {
+            (Self::OtherEndpoint, _) => RetryReason::OtherEndpoint,
+            (Self::FreshConnection, Err(error)) if error.kind == SendErrorKind::NotProcessed => {
+                RetryReason::NotProcessed
+            }
+            (Self::FreshConnection, _) => RetryReason::DeadConnection,
+        }
+    }
+}
+
 impl Repeat<'_> {
     /// Sends the request again after `outcome`, as often as that is safe; returns the response for the
     /// client.
     async fn after(
-        self,
+        mut self,
         mut outcome: SendOutcome,
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
         let metrics = &self.forwarder.upstream().metrics;
         let mut tried: Vec<Arc<str>> = self.endpoint.iter().cloned().collect();
-        // An endpoint's refusal, to be passed on if no other endpoint does better.
         let mut refusal = None;
         let mut done = RepeatsDone::default();
         while let Some(next) = self.next(&outcome, &mut done) {
             let Some(body) = self.request.body().again() else {
                 break;
             };
-            let chosen = match next {
-                NextTry::FreshConnection => {
-                    let name = tried.last().map_or("", |name| name);
-                    let same = self.forwarder.connections.choose_again(name);
-                    same.or_else(|| self.forwarder.choose(&tried))
-                }
-                NextTry::OtherEndpoint => self.forwarder.choose(&tried),
-            };
-            let Some(chosen) = chosen else {
+            let asked = self.credential.clone();
+            let Some(chosen) = self.choose(next, &mut tried) else {
                 break;
             };
-            let reason = match &outcome {
-                Err(error) if error.kind == SendErrorKind::NotProcessed => {
-                    RetryReason::NotProcessed
-                }
-                _ => RetryReason::DeadConnection,
-            };
+            metrics.upstream_retries.add(next.reason(&outcome));
             entry.set_retried();
             if self.endpoint.is_some() {
                 entry.set_endpoint(chosen.name());
@@ -133,27 +141,50 @@ impl Repeat<'_> {
                 tried.push(Arc::clone(chosen.name()));
             }
             if let Ok(response) = outcome {
-                refusal = Some(response);
+                refusal = Some(HeldRefusal {
+                    response,
+                    credential: asked,
+                });
             }
             let timeout = self.forwarder.timeout();
             let outbound = inject(self.request, body, self.credential).into_request();
             let connections = self.forwarder.connections;
             outcome = match next {
-                NextTry::FreshConnection => {
-                    metrics.upstream_retries.add(reason);
-                    connections.send_fresh(chosen, outbound, timeout).await
-                }
+                NextTry::FreshConnection => connections.send_fresh(chosen, outbound, timeout).await,
                 NextTry::OtherEndpoint => {
                     done.is_fresh = false;
-                    metrics.upstream_retries.add(RetryReason::OtherEndpoint);
                     connections.send_to(chosen, outbound, timeout).await
                 }
             };
         }
         match (outcome, refusal) {
-            (Ok(response), _) | (Err(_), Some(response)) => Ok(response),
+            (Ok(response), _) => Ok(response),
+            (Err(_), Some(held)) => {
+                *self.credential = held.credential;
+                Ok(held.response)
+            }
             (Err(error), None) => Err(rejection(self.request, error)),
         }
+    }
+
+    /// The endpoint of the next try. `tried`: the last one is that of the try before.
+    fn choose(
+        &mut self,
+        next: NextTry,
+        tried: &mut Vec<Arc<str>>,
+    ) -> Option<ChosenEndpoint<RequestBody>> {
+        let same = match next {
+            NextTry::FreshConnection => {
+                let name = tried.last().map_or("", |name| name);
+                self.forwarder.connections.choose_again(name)
+            }
+            NextTry::OtherEndpoint => None,
+        };
+        let other = || {
+            self.forwarder
+                .other_endpoint(self.request, self.credential, tried)
+        };
+        same.or_else(other)
     }
 
     /// None: `outcome` is final.

@@ -108,7 +108,7 @@ impl<'a> Forwarder<'a> {
     }
 }
 
-/// The status with which the upstream responds to a probe that carries `credential`.
+/// The status of the response to a probe that carries `credential`; None: no response.
 pub(super) async fn probe_status(
     connections: &UpstreamConnections<RequestBody>,
     path: &PathAndQuery,
@@ -116,7 +116,11 @@ pub(super) async fn probe_status(
     timeout: ResponseTimeout,
 ) -> Option<StatusCode> {
     let outbound = probe(path, credential, connections.via()).into_request();
-    let response = connections.send(outbound, timeout).await.ok()?;
+    let chosen = match credential.endpoint() {
+        Some(endpoint) => connections.choose_again(endpoint)?,
+        None => connections.choose(EndpointChoice::default())?,
+    };
+    let response = connections.send_to(chosen, outbound, timeout).await.ok()?;
     Some(response.status())
 }
 

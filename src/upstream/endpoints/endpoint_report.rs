@@ -52,6 +52,14 @@ impl EndpointSet {
         reports.filter_map(line).collect()
     }
 
+    /// Shows the session of the endpoint with this name, which has one of its own.
+    pub(in crate::upstream) fn show_session(&self, name: &str, is_up: bool, seconds: u64) {
+        let state = self.state_of(name);
+        if let Some(metrics) = state.as_ref().and_then(|state| state.metrics.as_ref()) {
+            metrics.show_session(is_up, seconds);
+        }
+    }
+
     /// Sets the gauges that are computed just before a scrape.
     pub(in crate::upstream) fn refresh_gauges(&self) {
         let list = self.list();

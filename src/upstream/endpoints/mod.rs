@@ -93,6 +93,30 @@ impl EndpointSet {
         })
     }
 
+    /// A set of this endpoint alone, for the gateway's own requests to it.
+    fn only(&self, endpoint: &Arc<Endpoint>) -> Arc<Self> {
+        Arc::new(Self {
+            upstream: Arc::clone(&self.upstream),
+            policy: self.policy.clone(),
+            list: ArcSwap::from_pointee(EndpointList {
+                generation: 0,
+                endpoints: vec![Arc::clone(endpoint)],
+            }),
+            sole: Some(Arc::clone(endpoint)),
+            retries: RetryBudget::new(self.policy.retry_share),
+            ejecting: Mutex::new(()),
+            is_known: watch::Sender::new(true),
+            drained: Mutex::default(),
+            is_told: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether requests can go to the endpoint of this name: it is neither drained nor down.
+    pub(super) fn may_be_used(&self, name: &str) -> bool {
+        let state = self.state_of(name);
+        state.is_some_and(|state| !state.is_drained() && !state.health.is_down())
+    }
+
     /// The upstream's name.
     pub fn name(&self) -> &Arc<str> {
         &self.upstream

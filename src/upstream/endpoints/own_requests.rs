@@ -45,6 +45,16 @@ pub(in crate::upstream) enum CallError {
 }
 
 impl OwnRequests {
+    /// The same, all at this endpoint.
+    pub(in crate::upstream) fn at(&self, endpoint: &Arc<Endpoint>) -> Self {
+        Self {
+            endpoints: self.endpoints.only(endpoint),
+            via: self.via.clone(),
+            probe: self.probe.clone(),
+            response_timeout: self.response_timeout,
+        }
+    }
+
     /// A GET without a credential; the caller adds one.
     pub(in crate::upstream) fn get(&self, target: Uri) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(Bytes::new()));

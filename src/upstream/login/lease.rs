@@ -1,5 +1,7 @@
 //! The upstream's token, as requests carry it.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue};
 
 use crate::clock::Deadline;
@@ -12,6 +14,8 @@ pub struct Lease {
     pub generation: u64,
     /// The generation in the shared store; None: a local lease.
     pub(in crate::upstream) shared: Option<u64>,
+    /// The only endpoint at which it is valid; None: it is at all.
+    pub(super) endpoint: Option<Arc<str>>,
     pub(in crate::upstream) ends: Deadline,
     /// Marked sensitive: their `Debug` is blank.
     pub(in crate::upstream) headers: Vec<(HeaderName, HeaderValue)>,
@@ -29,6 +33,7 @@ impl Lease {
         Self {
             generation,
             shared: None,
+            endpoint: None,
             ends,
             headers,
             needle: SecretPattern::new(&secret),
@@ -42,6 +47,11 @@ impl Lease {
             shared: Some(number),
             ..self
         }
+    }
+
+    /// The only endpoint at which it is valid; None: it is at all.
+    pub fn endpoint(&self) -> Option<&Arc<str>> {
+        self.endpoint.as_ref()
     }
 
     /// The header fields for a request; they replace fields of the same name.

@@ -262,6 +262,7 @@ mod tests {
             logins_per_hour: per_hour,
             timeout: HOUR,
             single_active_token: false,
+            per_endpoint: false,
         };
         let now = Instant::now();
         lock(&budgets.of("a", &settings(5))).spend(now);

@@ -97,20 +97,3 @@ impl LoginCalls for NetworkCalls {
         Box::pin(self.call.endpoints().back())
     }
 }
-
-/// What a token belongs to: a token of another identity is not used.
-pub(in crate::upstream) fn identity(
-    upstream: &config::UpstreamConfig,
-    login: &config::Login,
-) -> String {
-    format!("lease\n{}\n{}", upstream.name, account(upstream, login))
-}
-
-/// The user that logs in, and the service: another `Host` may be another one at the same address.
-pub(super) fn account(upstream: &config::UpstreamConfig, login: &config::Login) -> String {
-    let (base, user) = (&upstream.base, &login.username);
-    match &upstream.host {
-        None => format!("{base}\n{user}"),
-        Some(host) => format!("{base}\n{host}\n{user}"),
-    }
-}

@@ -19,7 +19,8 @@ use super::judgement::refused_paths::RefusedRequest;
 use super::judgement::speculation::SpeculationPacer;
 use super::judgement::{LeaseChoice, LeaseJudgement, RetryStep, SettledOutcome};
 use super::lease::Lease;
-use super::status::{LoginFailure, NoLease, RenewerPhase, SessionStatus};
+use super::session_reading::SessionReading;
+use super::status::{LoginFailure, MIN_RETRY, NoLease, RenewerPhase, SessionStatus};
 use crate::clock::Deadline;
 use crate::config;
 use crate::metrics::{GaugeGuard, UpstreamMetrics};
@@ -27,7 +28,6 @@ use crate::sync::lock;
 
 /// `Retry-After` when only the operator can end the failure.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
-const MIN_RETRY: Duration = Duration::from_secs(1);
 /// A login that is delayed only by `min_login_interval` is waited for if it is due this soon: the
 /// client would wait as long before its retry.
 pub(in crate::upstream) const SOON: Duration = Duration::from_secs(2);
@@ -48,6 +48,8 @@ pub(in crate::upstream) struct PendingEvents {
 /// caller that disconnects cancels nothing.
 #[derive(Debug)]
 pub struct Session {
+    /// The only endpoint at which its tokens are valid; None: they are at all.
+    pub(in crate::upstream) endpoint: Option<Arc<str>>,
     /// The lease in use; follows the judgement.
     pub(in crate::upstream) current: ArcSwapOption<Lease>,
     /// The leases that the judgement refers to: in use, candidate, fallback.
@@ -77,6 +79,7 @@ pub enum RefusalVerdict {
 
 impl Session {
     pub(in crate::upstream) fn new(
+        endpoint: Option<Arc<str>>,
         settings: &config::Login,
         sharers: u32,
         metrics: Arc<UpstreamMetrics>,
@@ -84,6 +87,7 @@ impl Session {
         let (sender, phase) = watch::channel(RenewerPhase::LoggingIn);
         let pacer = SpeculationPacer::new(settings.logins_per_hour, sharers);
         let session = Self {
+            endpoint,
             current: ArcSwapOption::empty(),
             leases: Mutex::default(),
             judgement: LeaseJudgement::new(PATHS, settings.single_active_token, pacer),
@@ -214,7 +218,7 @@ impl Session {
             }
             waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
-                return Err(no_lease(LoginFailure::Stopping, MIN_RETRY));
+                return Err(NoLease::stopping());
             }
         }
     }
@@ -231,7 +235,7 @@ impl Session {
             self.may_wait(phase)?;
             waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
-                let stopped = no_lease(LoginFailure::Stopping, MIN_RETRY);
+                let stopped = NoLease::stopping();
                 return self.usable().ok_or(stopped);
             }
         }
@@ -286,23 +290,27 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// Updates the gauges that depend on the time; called before a scrape.
+    /// Updates the gauges that depend on the time; called before a scrape. The sessions of endpoints share
+    /// these gauges, which `UpstreamLogins` sets.
     pub fn refresh_gauges(&self) {
+        if self.endpoint.is_none() {
+            self.reading().show(&self.metrics);
+        }
+    }
+
+    pub(in crate::upstream) fn reading(&self) -> SessionReading {
         let is_up = self.usable().is_some();
         let leases = lock(&self.leases);
         let left = leases.iter().map(|lease| lease.ends.left().as_secs());
         let left = left.max().filter(|_| is_up).unwrap_or(0);
         drop(leases);
-        let metrics = &self.metrics;
-        metrics
-            .session_seconds_to_expiry
-            .set(i64::try_from(left).unwrap_or(i64::MAX));
-        metrics.session_up.set(i64::from(is_up));
         let mut minted = lock(&self.minted);
         minted.retain(|ends| !ends.has_passed());
-        metrics
-            .session_live_tokens
-            .set(i64::try_from(minted.len()).unwrap_or(i64::MAX));
+        SessionReading {
+            is_up,
+            seconds_to_expiry: left,
+            live_tokens: minted.len(),
+        }
     }
 
     /// Returns when the renewer has ended.

@@ -31,7 +31,12 @@ impl Session {
     }
 
     /// Adds a lease: in use at once, or a candidate beside the lease in use.
-    pub(in crate::upstream) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> LeasePlacement {
+    pub(in crate::upstream) fn offer(
+        &self,
+        mut lease: Lease,
+        origin: LeaseOrigin,
+    ) -> LeasePlacement {
+        lease.endpoint.clone_from(&self.endpoint);
         let facts = LeaseFacts {
             generation: lease.generation,
             began: origin.began,

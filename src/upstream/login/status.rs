@@ -7,6 +7,8 @@ use http::StatusCode;
 
 use crate::clock::Deadline;
 
+pub(super) const MIN_RETRY: Duration = Duration::from_secs(1);
+
 /// Why there is no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginFailure {
@@ -52,6 +54,16 @@ impl fmt::Display for LoginFailure {
 pub struct NoLease {
     pub why: LoginFailure,
     pub retry_after: Duration,
+}
+
+impl NoLease {
+    /// The gateway stops.
+    pub(in crate::upstream) fn stopping() -> Self {
+        Self {
+            why: LoginFailure::Stopping,
+            retry_after: MIN_RETRY,
+        }
+    }
 }
 
 /// The state of the renewer, which alone writes it.

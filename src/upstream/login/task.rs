@@ -8,11 +8,11 @@ use tokio::sync::watch;
 
 use super::lease_store::{LeaseBinding, SealedLeaseStore};
 use super::login_budget::LoginBudgets;
-use super::plan::{LoginPlan, account, identity};
+use super::login_identity::LoginIdentity;
+use super::plan::LoginPlan;
 use super::renewer::Renewer;
 use super::session::Session;
 use super::shared_login::SharedLogin;
-use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::UpstreamMetrics;
 
@@ -20,7 +20,7 @@ use crate::metrics::UpstreamMetrics;
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginTask {
     pub(in crate::upstream) session: Arc<Session>,
-    identity: String,
+    pub(in crate::upstream) identity: LoginIdentity,
     plan: watch::Sender<Arc<LoginPlan>>,
     stop: ShutdownSignal,
 }
@@ -36,6 +36,7 @@ pub(in crate::upstream) struct LoginScope<'a> {
 }
 
 /// A login for an upstream.
+#[derive(Debug)]
 pub(in crate::upstream) struct OpenedLogin {
     pub(in crate::upstream) task: Arc<LoginTask>,
     /// The plan that takes effect once the upstream is in use; None: it is in effect already.
@@ -47,11 +48,10 @@ impl LoginTask {
     /// is in use; otherwise a new task.
     pub(in crate::upstream) fn continue_or_start(
         before: Option<&Arc<Self>>,
-        upstream: &config::UpstreamConfig,
+        identity: LoginIdentity,
         plan: LoginPlan,
         scope: LoginScope<'_>,
     ) -> OpenedLogin {
-        let identity = identity(upstream, &plan.settings);
         let description = &plan.description;
         if let Some(before) = before
             && before.identity == identity
@@ -63,7 +63,7 @@ impl LoginTask {
             };
         }
         OpenedLogin {
-            task: Self::start(identity, upstream, plan, scope),
+            task: Self::start(identity, plan, scope),
             plan: None,
         }
     }
@@ -75,23 +75,17 @@ impl LoginTask {
         }
     }
 
-    fn start(
-        identity: String,
-        upstream: &config::UpstreamConfig,
-        plan: LoginPlan,
-        scope: LoginScope<'_>,
-    ) -> Arc<Self> {
-        let name = &upstream.name;
+    fn start(identity: LoginIdentity, plan: LoginPlan, scope: LoginScope<'_>) -> Arc<Self> {
+        let name = &identity.name;
         let place = scope.lease_store;
-        let place = place.map(|lease_store| LeaseBinding::new(lease_store, name, identity.clone()));
+        let place =
+            place.map(|lease_store| LeaseBinding::new(lease_store, name, identity.to_string()));
         let shared = place.as_ref().and_then(LeaseBinding::shared);
         let sharers = shared.map_or(1, |shared| shared.gates());
-        let metrics = Arc::clone(scope.metrics);
-        let (session, phase) = Session::new(&plan.settings, sharers, metrics);
+        let (metrics, endpoint) = (Arc::clone(scope.metrics), identity.endpoint.clone());
+        let (session, phase) = Session::new(endpoint, &plan.settings, sharers, metrics);
         session.judgement.set_probe(plan.has_probe);
-        let budget = scope
-            .budgets
-            .of(&account(upstream, &plan.settings), &plan.settings);
+        let budget = scope.budgets.of(&identity.account, &plan.settings);
         let shared_login = place
             .as_ref()
             .and_then(|place| SharedLogin::of(place, name, &session));
@@ -121,11 +115,6 @@ impl LoginTask {
             plan,
             stop: scope.stop,
         })
-    }
-
-    /// Whether `other` is the same running login.
-    pub(in crate::upstream) fn is_same(self: &Arc<Self>, other: Option<&Arc<Self>>) -> bool {
-        other.is_some_and(|other| Arc::ptr_eq(self, other))
     }
 
     /// Ends the renewer; returns when it has ended.

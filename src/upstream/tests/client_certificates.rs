@@ -214,7 +214,7 @@ async fn logins_and_requests_show_the_certificate() {
         let setup = server.setup(Some(&authority.pair("gate")));
         let connections = connections(&setup);
         connections.upstream().reach().await.unwrap();
-        let lease = connections.upstream().session().unwrap().lease();
+        let lease = connections.upstream().shared_session().unwrap().lease();
         let lease = tokio::time::timeout(TEST_TIMEOUT, lease).await.unwrap();
         assert_eq!(lease.unwrap().secret.expose(), "gate");
         assert_eq!(shown(&connections).await.unwrap(), "gate");

@@ -254,7 +254,7 @@ async fn an_api_key_is_checked_and_follows_its_file() {
     stays("the old key", || key() == "Apikey long-enough-key").await;
     setup.folder.write("key", "another-good-key");
     eventually("the new key", || key() == "Apikey another-good-key").await;
-    assert!(upstream.session().is_none());
+    assert!(upstream.shared_session().is_none());
     drop(upstream);
     timeout(TEST_TIMEOUT, setup.scope.tasks.wait())
         .await

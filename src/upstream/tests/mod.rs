@@ -141,6 +141,7 @@ impl UpstreamSetup {
                 logins_per_hour: 1000,
                 timeout: Duration::from_secs(5),
                 single_active_token: false,
+                per_endpoint: false,
             }),
             api_key: None,
             concurrency: 16,
@@ -191,7 +192,7 @@ impl UpstreamSetup {
         let mut settings = self.settings.clone();
         settings.login_description = description;
         let upstream = self.open_with(&settings).unwrap();
-        let session = Arc::clone(upstream.session().unwrap());
+        let session = Arc::clone(upstream.shared_session().unwrap());
         let stop = self.scope.stop.clone();
         self.scope.spawn("holds the upstream", async move {
             stop.draining().await;

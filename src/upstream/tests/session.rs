@@ -340,7 +340,7 @@ async fn a_drain_finishes_the_login_that_requests_wait_for() {
     let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&server_permits)).await;
     let setup = UpstreamSetup::of(webapp.address);
     let upstream = setup.open().unwrap();
-    let session = Arc::clone(upstream.session().unwrap());
+    let session = Arc::clone(upstream.shared_session().unwrap());
     let callers = hundred(&session, None);
     eventually("the login is in progress", || webapp.requests() == 1).await;
     setup.scope.stop.drain();
@@ -363,7 +363,7 @@ async fn an_abort_ends_a_login_in_progress_at_once() {
     let setup = UpstreamSetup::of(webapp.address);
     let upstream = setup.open().unwrap();
     eventually("the login is in progress", || webapp.requests() == 1).await;
-    let session = upstream.session().unwrap();
+    let session = upstream.shared_session().unwrap();
     let (no, ()) = tokio::join!(session.lease(), async { setup.scope.stop.abort() });
     assert_eq!(no.unwrap_err().why, LoginFailure::Stopping);
     timeout(TEST_TIMEOUT, setup.scope.tasks.wait())

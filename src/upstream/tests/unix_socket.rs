@@ -53,7 +53,7 @@ fn logs_in_and_says(text: &'static str) -> impl Fn(&Call) -> Reply + Send + Sync
 }
 
 async fn logged_in(upstream: &Arc<Upstream>) {
-    let lease = upstream.session().unwrap().lease();
+    let lease = upstream.shared_session().unwrap().lease();
     tokio::time::timeout(TEST_TIMEOUT, lease)
         .await
         .unwrap()

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use crate::harness::upstream::login;
+use crate::harness::upstream::login_with;
 
 /// What the server does with each request but logins and health checks.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ struct State {
     logins: Option<Behaviour>,
     /// The status for `/health`.
     health: u16,
+    /// Tokens that it has issued, if it takes no others; None: it takes any.
+    own_tokens: Option<Vec<String>>,
     seen: BTreeMap<String, usize>,
     tasks: Vec<AbortHandle>,
 }
@@ -65,6 +67,7 @@ impl Server {
                 behaviour,
                 logins: None,
                 health: 200,
+                own_tokens: None,
                 seen: BTreeMap::new(),
                 tasks: Vec::new(),
             })),
@@ -86,6 +89,11 @@ impl Server {
     /// What it does with logins; None: it issues a token.
     pub(super) fn set_logins(&self, behaviour: Option<Behaviour>) {
         self.state.lock().logins = behaviour;
+    }
+
+    /// Takes no token but those that it issues from now on.
+    pub(super) fn take_own_tokens_only(&self) {
+        self.state.lock().own_tokens = Some(Vec::new());
     }
 
     pub(super) fn logins(&self) -> usize {
@@ -158,6 +166,7 @@ impl Server {
                         let token = Behaviour::Respond(0, Duration::ZERO);
                         state.logins.clone().unwrap_or(token)
                     }
+                    _ if !state.accepts(&head) => Behaviour::Respond(401, Duration::ZERO),
                     _ => state.behaviour.clone(),
                 }
             };
@@ -169,7 +178,10 @@ impl Server {
             let length = length(&head);
             tcp.read_exact(&mut vec![0; length]).await?;
             match behaviour {
-                Behaviour::Respond(0, _) => tcp.write_all(&login()).await?,
+                Behaviour::Respond(0, _) => {
+                    let token = self.state.lock().issue(self.address);
+                    tcp.write_all(&login_with(&token)).await?;
+                }
                 Behaviour::Respond(status, delay) => {
                     sleep(delay).await;
                     let body = format!("{} {length}", self.address);
@@ -189,6 +201,25 @@ impl Server {
                 Behaviour::Close | Behaviour::Reset(_) => return Ok(()),
             }
         }
+    }
+}
+
+impl State {
+    fn issue(&mut self, address: SocketAddr) -> String {
+        let Some(own) = &mut self.own_tokens else {
+            return "scripted-token".to_owned();
+        };
+        own.push(format!("token-{}-of-{address}", own.len()));
+        own[own.len() - 1].clone()
+    }
+
+    fn accepts(&self, head: &str) -> bool {
+        let Some(own) = &self.own_tokens else {
+            return true;
+        };
+        let mut lines = head.lines();
+        let bearer = lines.find_map(|line| line.strip_prefix("authorization: Bearer "));
+        bearer.is_some_and(|bearer| own.iter().any(|token| token == bearer))
     }
 }
 

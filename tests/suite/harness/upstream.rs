@@ -129,12 +129,16 @@ pub(crate) async fn read_request(tcp: &mut TcpStream) -> Option<String> {
 
 /// The response to a login: a token for a week.
 pub(crate) fn login() -> Vec<u8> {
+    login_with("scripted-token")
+}
+
+/// The same with this token.
+pub(crate) fn login_with(token: &str) -> Vec<u8> {
     let week = i64::try_from(Duration::from_secs(604_800).as_secs()).unwrap();
     let now = tollgate::clock::unix_seconds();
     let end = tollgate::profiles::format_expiry(now + week);
-    let body = format!(
-        r#"{{"users":[{{"token":"scripted-token","expires_after":"{end}"}}],"meta":{{}}}}"#
-    );
+    let body =
+        format!(r#"{{"users":[{{"token":"{token}","expires_after":"{end}"}}],"meta":{{}}}}"#);
     let length = body.len();
     format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into()
 }

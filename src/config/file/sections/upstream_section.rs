@@ -22,7 +22,7 @@ use crate::config::file::value_readers::text;
 use crate::config::file::value_readers::{
     flag, is_name, number, share, size, some, span, span_or_none, username,
 };
-use crate::config::{Login, Trust, UpstreamConfig};
+use crate::config::{AddressResolution, Login, Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
 /// The settings of each upstream, and what routes need to know of them all. None: an upstream is
@@ -65,6 +65,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
     let concurrency = table.or("concurrency", number(1..=100_000), 64);
     let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
     let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
+    let has_several = addresses.as_ref().is_some_and(|all| all.len() > 1);
     let mut addresses = addresses.unwrap_or_default().into_iter();
     let first = addresses.next();
     let upstream = UpstreamConfig {
@@ -75,7 +76,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         http2: http2(table),
         client_certificate: client_certificate(table),
         proxy,
-        login: login(table),
+        login: login(table, has_several, endpoint_policy.resolution),
         login_description: (profile.login)(),
         api_key: table.read(
             "api_key",
@@ -153,7 +154,11 @@ fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
     path.map(Some)
 }
 
-fn login(table: &ConfigTable<'_>) -> Option<Login> {
+fn login(
+    table: &ConfigTable<'_>,
+    has_several: bool,
+    resolution: AddressResolution,
+) -> Option<Login> {
     let who = table.section("login");
     let username = who
         .as_ref()
@@ -169,6 +174,7 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
     let logins_per_hour = table.or("logins_per_hour", number(1..=36_000), 120);
     let timeout = table.or("login_timeout", span, Duration::from_secs(30));
     let single_active_token = table.or("single_active_token", flag, false);
+    let per_endpoint = login_per_endpoint(table, has_several, resolution);
     Some(Login {
         username: username?,
         password: password?,
@@ -178,5 +184,34 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
         logins_per_hour,
         timeout,
         single_active_token,
+        per_endpoint,
     })
+}
+
+fn login_per_endpoint(
+    table: &ConfigTable<'_>,
+    has_several: bool,
+    resolution: AddressResolution,
+) -> bool {
+    let key = "login_per_endpoint";
+    let is_wanted = table.or(key, flag, false);
+    if !is_wanted {
+        return false;
+    }
+    if resolution == AddressResolution::All {
+        let reason = "cannot be true with resolve = \"all\": its addresses come and go";
+        table.complain(
+            key,
+            reason,
+            "name them: endpoints = [\"https://a:443\", ..]",
+        );
+    } else if !has_several {
+        let suggestion = "give endpoints = [..], or remove it";
+        table.warn(key, "has no effect with one endpoint", suggestion);
+    }
+    if !table.has("login") {
+        let suggestion = "add login = { username, password }, or remove it";
+        table.complain(key, "needs a login", suggestion);
+    }
+    has_several
 }

@@ -50,6 +50,7 @@ impl Gate {
             min_login_interval: Duration::from_secs(1),
             logins_per_hour,
             timeout: Duration::from_secs(30),
+            per_endpoint: false,
             single_active_token: upstream.traits.single_active,
         };
         let plan = LoginPlan {
@@ -60,7 +61,7 @@ impl Gate {
         };
         let (tasks, stop) = (TaskSet::new(Handle::current()), ShutdownSignal::default());
         let metrics = Metrics::new().upstream("model");
-        let (session, phase) = Session::new(&settings, 1, Arc::clone(&metrics));
+        let (session, phase) = Session::new(None, &settings, 1, Arc::clone(&metrics));
         session.judgement.set_probe(plan.has_probe);
         let (plan, followed) = watch::channel(Arc::new(plan));
         let budget = LoginBudget::new(settings.min_login_interval, settings.logins_per_hour);

@@ -100,7 +100,7 @@ async fn a_login_and_requests_go_through_the_tunnel_and_only_the_proxy_sees_its_
         let authorities = setup.folder.write("ca.pem", &identity.authority);
         setup.settings.trust = Trust::Authorities(authorities);
         let connections = connections(&setup);
-        let lease = connections.upstream().session().unwrap().lease();
+        let lease = connections.upstream().shared_session().unwrap().lease();
         let lease = tokio::time::timeout(TEST_TIMEOUT, lease).await.unwrap();
         lease.unwrap();
         for _ in 0..3 {

@@ -74,7 +74,7 @@ async fn logins_probes_and_requests_take_the_same_way() {
     });
     let connections = connections(&setup);
     let upstream = connections.upstream();
-    let lease = upstream.session().unwrap().lease();
+    let lease = upstream.shared_session().unwrap().lease();
     let lease = tokio::time::timeout(TEST_TIMEOUT, lease).await.unwrap();
     lease.unwrap();
     assert_eq!(get(&connections).await.unwrap(), (200, "hi".to_owned()));
