@@ -176,9 +176,8 @@ rate = "1/m"
     ] {
         assert!(out.contains(expected), "{expected}\n{out}\n{error}");
     }
-    assert!(
-        out.contains("cut: one [") && !out.contains("cut: one [0]"),
-        "{out}"
-    );
+    // The client may drop a message whose stream ends without trailers right behind it.
+    let cut = out.lines().find(|line| line.starts_with("cut: "));
+    assert!(cut.is_some_and(|cut| !cut.contains("[0]")), "{out}");
     assert!(output.status.success(), "{error}");
 }
