@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use super::describe_login::login_lines;
 use super::describe_routes::routes;
 use super::display::{DurationText, listed};
 use super::{AddressResolution, StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
@@ -261,6 +262,9 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
             );
             if login.per_endpoint {
                 page.row("", "each endpoint has a login and a token of its own");
+            }
+            for line in login_lines(&upstream.login_description) {
+                page.row("", line);
             }
         }
     }

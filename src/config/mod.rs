@@ -3,6 +3,7 @@
 //! `file/mod.rs`.
 
 mod describe;
+mod describe_login;
 mod describe_routes;
 mod difference;
 mod display;

@@ -35,7 +35,7 @@ pub struct UpstreamConfig {
     /// needs no login.
     pub login: Option<Login>,
     /// How that login is made, and how its token goes on requests; the profile's.
-    pub login_description: LoginDescription,
+    pub login_description: Arc<LoginDescription>,
     /// Sent on monitoring routes in place of the session's bearer.
     pub api_key: Option<SecretSource>,
     /// Requests in flight at once; the rest queue.

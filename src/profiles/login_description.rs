@@ -4,33 +4,95 @@
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
-use http::uri::PathAndQuery;
 use http::{HeaderName, Method, StatusCode};
 use serde_json::Value;
+
+use super::template::Template;
 
 /// One kind of login.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoginDescription {
     pub method: Method,
-    pub path: PathAndQuery,
+    /// Path, and a query if it has one. Values are percent-encoded.
+    pub target: Template,
+    /// Besides those of `credential`.
+    pub headers: Vec<HeaderTemplate>,
     pub credential: CredentialForm,
-    /// Statuses that mean yes.
-    pub accepted: Vec<StatusCode>,
+    pub body: LoginContent,
+    /// What means yes.
+    pub accepted: LoginAcceptance,
+    /// Statuses that mean that user name or password are wrong.
+    pub refused: Vec<StatusCode>,
     pub token: TokenSource,
     /// The first that yields one counts.
     pub expiry: Vec<ExpirySource>,
-    pub inject: TokenInjection,
+    pub inject: Vec<HeaderTemplate>,
     /// A 401 whose body says this is not a wrong password, but one that must be changed.
     pub password_change: Option<BodyCode>,
 }
 
-/// How user name and password are sent. In templates, `{username}` and
-/// `{password}` stand for them and are escaped as the form demands.
-#[derive(Clone, Debug, PartialEq)]
+/// How user name and password are sent, where they are not in templates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialForm {
+    InTemplates,
+    /// `Authorization: Basic` (RFC 7617).
     Basic,
-    Json(Value),
-    Form(Vec<(String, String)>),
+    /// The same, each of the two form-encoded before (RFC 6749, 2.3.1).
+    ClientSecretBasic,
+}
+
+/// The content of the login request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LoginContent {
+    Empty,
+    Json(JsonTemplate),
+    /// `application/x-www-form-urlencoded`.
+    Form(Vec<FormField>),
+}
+
+/// A JSON value whose texts are templates.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JsonTemplate {
+    Text(Template),
+    List(Vec<Self>),
+    Object(Vec<JsonMember>),
+    /// Number, true, false or null.
+    Other(Value),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct JsonMember {
+    pub name: String,
+    pub value: JsonTemplate,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormField {
+    pub name: String,
+    pub value: Template,
+}
+
+/// A header field, such as `authorization: Bearer {token}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderTemplate {
+    pub name: HeaderName,
+    pub value: Template,
+}
+
+/// When the response means yes. A token must be in it besides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoginAcceptance {
+    pub statuses: Vec<StatusCode>,
+    /// None: the status is enough.
+    pub body: Option<BodyValue>,
+}
+
+/// A value at a place in a JSON body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BodyValue {
+    /// A JSON pointer (RFC 6901).
+    pub pointer: String,
+    pub equals: Value,
 }
 
 /// Where the token is.
@@ -58,18 +120,28 @@ pub enum ExpirySource {
     Fixed(Duration),
 }
 
-/// The header that carries the token, such as `authorization: Bearer {token}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenInjection {
-    pub header: HeaderName,
-    pub template: String,
+impl JsonTemplate {
+    /// Adds the templates of all its texts to `into`.
+    pub fn collect_templates<'a>(&'a self, into: &mut Vec<&'a Template>) {
+        match self {
+            Self::Text(text) => into.push(text),
+            Self::List(items) => items.iter().for_each(|item| item.collect_templates(into)),
+            Self::Object(members) => {
+                for member in members {
+                    member.value.collect_templates(into);
+                }
+            }
+            Self::Other(_) => {}
+        }
+    }
 }
 
-impl TokenInjection {
+impl HeaderTemplate {
+    /// `Authorization: Bearer` (RFC 6750, 2.1).
     pub fn bearer() -> Self {
         Self {
-            header: AUTHORIZATION,
-            template: "Bearer {token}".to_owned(),
+            name: AUTHORIZATION,
+            value: Template::of("Bearer {token}"),
         }
     }
 }

@@ -11,6 +11,7 @@ mod password_rule;
 mod problem_json;
 mod profile_route;
 mod role;
+mod template;
 mod user_name;
 mod users_replies;
 pub mod whatsapp;
@@ -22,11 +23,13 @@ pub use envelope::{EnvelopeMeta, body};
 pub use error_format::{ErrorFormat, ErrorKind, ErrorReport};
 pub use expiry::{format_expiry, parse_expiry};
 pub use login_description::{
-    BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection, TokenSource,
+    BodyCode, BodyValue, CredentialForm, ExpirySource, FormField, HeaderTemplate, JsonMember,
+    JsonTemplate, LoginAcceptance, LoginContent, LoginDescription, TokenSource,
 };
 pub use password_rule::{BadPassword, check_password};
 pub use profile_route::{ProfileAccess, ProfileLimit, ProfileRoute, RouteNeeds, UsersCall};
 pub use role::Role;
+pub use template::{Template, TemplateFault, TemplateName, TemplateValue};
 pub use user_name::{
     BadName, check_addressable, check_name, is_escaped_twice, is_invisible, name_in_path,
 };

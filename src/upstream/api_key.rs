@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use http::StatusCode;
 use http::header::AUTHORIZATION;
+use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{error, info};
+use zeroize::Zeroizing;
 
-use super::login::description::TokenInjection;
 use super::login::lease::Lease;
 use crate::clock::Deadline;
 use crate::config;
@@ -194,10 +194,9 @@ pub(super) fn api_key_of(key: Result<Secret, secret::Error>) -> Result<Lease, Ba
     if !profiles::API_KEY_LENGTH.contains(&length) {
         return Err(BadApiKey::Length { length });
     }
-    let injection = TokenInjection {
-        header: AUTHORIZATION,
-        template: "Apikey {token}".to_owned(),
-    };
-    let header = injection.header(&key).map_err(|_| BadApiKey::NotText)?;
-    Ok(Lease::new(0, Deadline::after(NO_END), vec![header], key))
+    let text = Zeroizing::new(format!("Apikey {}", key.expose()));
+    let mut value = HeaderValue::from_str(&text).map_err(|_| BadApiKey::NotText)?;
+    value.set_sensitive(true);
+    let headers = vec![(AUTHORIZATION, value)];
+    Ok(Lease::new(0, Deadline::after(NO_END), headers, key))
 }

@@ -42,10 +42,7 @@ pub use connections::{ChosenEndpoint, UpstreamConnections};
 pub use endpoints::{EndpointChoice, EndpointReport, EndpointSet};
 pub use health::UpstreamOutage;
 pub use login::call::LoginError;
-pub use login::description::{
-    BadLoginResponse, BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection,
-    TokenSource,
-};
+pub use login::description::{BadLoginResponse, LoginDescription, UnsendableValue};
 pub use login::judgement::accepted_paths::PathKey;
 pub use login::judgement::refused_paths::RefusedRequest;
 pub use login::lease::Lease;
@@ -134,8 +131,7 @@ impl Upstream {
         let api_key = materials.api_key;
         let endpoints = opening.endpoints(&factory)?;
         let own = Arc::new(opening.own_requests(&endpoints));
-        let injection = settings.login_description.inject.clone();
-        let probe = TokenProbe::of(settings, &own, injection, metrics);
+        let probe = TokenProbe::of(settings, &own, metrics);
         let logins = UpstreamLogins::open(&mut opening, &scope, &own, probe.as_ref());
         let upstream = Arc::new(Self {
             name: Arc::clone(&settings.name),

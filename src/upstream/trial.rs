@@ -35,7 +35,7 @@ pub enum TrialError {
 pub struct UpstreamTrial {
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
-    description: LoginDescription,
+    description: Arc<LoginDescription>,
 }
 
 /// Whether a login succeeds.
@@ -84,9 +84,8 @@ impl UpstreamTrial {
             probe: settings.probe.clone(),
             response_timeout: settings.first_byte_timeout,
         });
-        let injection = settings.login_description.inject.clone();
-        let probe = TokenProbe::of(settings, &own, injection, metrics);
-        let description = settings.login_description.clone();
+        let probe = TokenProbe::of(settings, &own, metrics);
+        let description = Arc::clone(&settings.login_description);
         Ok(Self {
             own,
             probe,
@@ -131,7 +130,7 @@ impl UpstreamTrial {
         own: &Arc<OwnRequests>,
         login: &config::Login,
     ) -> Result<Duration, TrialError> {
-        let call = LoginCall::new(own, self.description.clone(), login);
+        let call = LoginCall::new(own, &self.description, login);
         let granted = call.make(&login.password.read()?).await?;
         if let Some(probe) = self.probe.as_ref().filter(|_| !login.per_endpoint)
             && probe.verdict_on(&granted.headers).await == ProbeVerdict::Refused

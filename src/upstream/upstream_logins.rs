@@ -88,7 +88,7 @@ impl UpstreamLogins {
                 lease_store: lease_store.clone(),
                 budgets: Arc::clone(&opening.login_budgets),
             };
-            let plan = LoginPlan::new(login, own, probe, description.clone());
+            let plan = LoginPlan::new(login, own, probe, description);
             let before = before.and_then(|before| before.named(&identity));
             LoginTask::continue_or_start(before, identity, plan, scope)
         };
@@ -100,7 +100,7 @@ impl UpstreamLogins {
         let list = own.endpoints.list();
         let at_each = list.endpoints.iter().map(|endpoint| {
             let own = Arc::new(own.at(endpoint));
-            let probe = TokenProbe::of(settings, &own, description.inject.clone(), metrics);
+            let probe = TokenProbe::of(settings, &own, metrics);
             let identity = LoginIdentity::of_endpoint(settings, login, endpoint);
             open(identity, &own, probe)
         });

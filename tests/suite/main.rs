@@ -15,6 +15,7 @@ mod complete_log;
 mod container;
 mod crash;
 mod credentials;
+mod described_services;
 mod documents;
 mod drain;
 mod durable;

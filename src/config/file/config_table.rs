@@ -151,6 +151,25 @@ impl<'a> ConfigTable<'a> {
         tables
     }
 
+    /// The values under keys that were not read: names that the operator chose.
+    pub(super) fn others(&self) -> Vec<(String, ConfigValue<'a>)> {
+        self.open.set(true);
+        let read_keys = self.read_keys.borrow();
+        let others = self.table.iter().map(|(name, value)| {
+            let text = name.get_ref().to_string();
+            let value = ConfigValue {
+                report: self.report,
+                inner: value.get_ref(),
+                key: join(&self.key, &text),
+                line: self.report.line(line_offset(name, value)),
+            };
+            (text, value)
+        });
+        others
+            .filter(|(name, _)| !read_keys.contains(&name.as_str()))
+            .collect()
+    }
+
     /// Reports a problem with one key of this table, at the key's line if it is present.
     pub(super) fn complain(&self, key: &str, reason: &str, suggestion: &str) {
         let (key, line) = self.locate(key);

@@ -83,6 +83,15 @@ fn the_example_has_every_key_that_is_understood() {
         let table = toml::de::DeTable::parse(&text).unwrap();
         walk(table.get_ref(), "", &mut shown);
     }
+    // The keys of a login that the file describes are shown in examples of their own.
+    for file in std::fs::read_dir(top().join("examples")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        if text.contains("[upstream.main.login]") {
+            known.extend(parse_with_keys(&text, top()).1);
+            let table = toml::de::DeTable::parse(&text).unwrap();
+            walk(table.get_ref(), "", &mut shown);
+        }
+    }
     assert!(known.len() > 80, "only {} keys known", known.len());
     // Both sources of a secret, file and env, are shown once, at the login.
     let shown_once =

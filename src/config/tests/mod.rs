@@ -1,5 +1,6 @@
 //! Accepted and refused files, secrets in messages, differences between files, the profile.
 
+mod described_logins;
 mod example;
 mod own_logins;
 mod reach;

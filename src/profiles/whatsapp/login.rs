@@ -1,25 +1,32 @@
 //! Login at the Webapp (protocol sheet, section 1.1).
 
-use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 
 use super::errors::ErrorCode;
 use crate::profiles::login_description::{
-    BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection, TokenSource,
+    BodyCode, CredentialForm, ExpirySource, HeaderTemplate, LoginAcceptance, LoginContent,
+    LoginDescription, TokenSource,
 };
+use crate::profiles::template::Template;
 
 /// `POST /v1/users/login` with Basic credentials; token and expiry are in the body.
 pub fn login_description() -> LoginDescription {
     LoginDescription {
         method: Method::POST,
-        path: PathAndQuery::from_static("/v1/users/login"),
+        target: Template::of("/v1/users/login"),
+        headers: Vec::new(),
         credential: CredentialForm::Basic,
-        accepted: vec![StatusCode::OK, StatusCode::CREATED],
+        body: LoginContent::Empty,
+        accepted: LoginAcceptance {
+            statuses: vec![StatusCode::OK, StatusCode::CREATED],
+            body: None,
+        },
+        refused: vec![StatusCode::UNAUTHORIZED],
         token: TokenSource::Pointer("/users/0/token".to_owned()),
         expiry: vec![ExpirySource::PointerDate(
             "/users/0/expires_after".to_owned(),
         )],
-        inject: TokenInjection::bearer(),
+        inject: vec![HeaderTemplate::bearer()],
         password_change: Some(BodyCode {
             pointer: "/errors/0/code".to_owned(),
             code: ErrorCode::PasswordChangeRequired.number(),

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::description::{BadLoginResponse, LoginDescription, LoginResponseParts};
+use super::description::{BadLoginResponse, LoginDescription, LoginResponseParts, UnsendableValue};
 use super::status::LoginFailure;
 use crate::clock::{self, Deadline};
 use crate::config;
@@ -48,6 +48,8 @@ pub enum LoginError {
     },
     #[error("the upstream does not take the token that its login has just given")]
     NotAccepted,
+    #[error("the login cannot be sent as it is described")]
+    Unsendable(#[source] UnsendableValue),
     #[error("the response to the login cannot be used")]
     Unusable(#[source] BadLoginResponse),
 }
@@ -61,6 +63,7 @@ impl LoginError {
             Self::PasswordChange => LoginFailure::PasswordChange,
             Self::Refused { status, .. } => LoginFailure::Refused(*status),
             Self::NotAccepted => LoginFailure::NotAccepted,
+            Self::Unsendable(_) => LoginFailure::Unsendable,
             Self::Unusable(_) => LoginFailure::Unusable,
         }
     }
@@ -73,13 +76,14 @@ impl LoginError {
             Self::PasswordChange => LoginOutcome::PasswordChange,
             Self::Refused { .. } => LoginOutcome::Refused,
             Self::NotAccepted => LoginOutcome::NotAccepted,
+            Self::Unsendable(_) => LoginOutcome::SecretUnreadable,
             Self::Unusable(_) => LoginOutcome::Unusable,
         }
     }
 
     /// Whether the login never reached the upstream.
     pub(in crate::upstream) fn is_unsent(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Unsendable(_))
     }
 
     pub(in crate::upstream) fn retry_after(&self) -> Option<Duration> {
@@ -120,7 +124,7 @@ impl LoginStart {
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginCall {
     own: Arc<OwnRequests>,
-    description: LoginDescription,
+    description: Arc<LoginDescription>,
     username: String,
     /// The timeout of the whole call: connect, send and read.
     timeout: Duration,
@@ -131,12 +135,12 @@ pub(in crate::upstream) struct LoginCall {
 impl LoginCall {
     pub(in crate::upstream) fn new(
         own: &Arc<OwnRequests>,
-        description: LoginDescription,
+        description: &Arc<LoginDescription>,
         login: &config::Login,
     ) -> Self {
         Self {
             own: Arc::clone(own),
-            description,
+            description: Arc::clone(description),
             username: login.username.clone(),
             timeout: login.timeout,
             failed_at: Mutex::default(),
@@ -168,7 +172,7 @@ impl LoginCall {
         used: &mut Option<Arc<EndpointState>>,
     ) -> Result<LoginGrant, LoginError> {
         let began = LoginStart::now();
-        let request = self.request(password);
+        let request = self.request(password).map_err(LoginError::Unsendable)?;
         let judge = async |response| self.judge(response, began).await;
         match self
             .own
@@ -182,16 +186,18 @@ impl LoginCall {
         }
     }
 
-    fn request(&self, password: &Secret) -> Request<Full<Bytes>> {
-        let question = self.description.question(&self.username, password);
+    fn request(&self, password: &Secret) -> Result<Request<Full<Bytes>>, UnsendableValue> {
+        let question = self.description.question(&self.username, password)?;
         let mut request = Request::new(Full::new(Bytes::copy_from_slice(&question.body)));
         *request.method_mut() = self.description.method.clone();
-        *request.uri_mut() = self.description.path.clone().into();
+        *request.uri_mut() = question.target;
         self.own.dress(&mut request);
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.extend(question.header);
-        request
+        for (name, value) in question.headers {
+            headers.insert(name, value);
+        }
+        Ok(request)
     }
 
     async fn judge(
@@ -201,13 +207,13 @@ impl LoginCall {
     ) -> Result<LoginGrant, LoginError> {
         let (head, body) = response.into_parts();
         let status = head.status;
-        if self.description.accepted.contains(&status) {
+        if self.description.accepted.statuses.contains(&status) {
             let body = read(body).await.map_err(LoginError::Unusable)?;
             return self
                 .believe(&head.headers, &body, began)
                 .map_err(LoginError::Unusable);
         }
-        if status == StatusCode::UNAUTHORIZED {
+        if self.description.refused.contains(&status) {
             // The status decides even if the body cannot be read.
             let body = read(body).await.unwrap_or_default();
             return Err(if self.description.wants_password_change(&body) {
@@ -269,6 +275,7 @@ fn tell(outcome: &Result<LoginGrant, LoginError>, health: &EndpointHealth) {
             | LoginError::NotAccepted
             | LoginError::Unusable(_),
         ) => health.responded(),
+        Err(LoginError::Unsendable(_)) => {}
     }
 }
 

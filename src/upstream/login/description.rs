@@ -5,13 +5,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::profiles::{BasicCredentials, parse_expiry};
-pub use crate::profiles::{
-    BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection, TokenSource,
+pub use crate::profiles::LoginDescription;
+use crate::profiles::{
+    BasicCredentials, CredentialForm, ExpirySource, FormField, HeaderTemplate, JsonTemplate,
+    LoginContent, TemplateName, TokenSource, parse_expiry,
 };
 use crate::secret::Secret;
 
@@ -30,6 +31,8 @@ pub enum BadLoginResponse {
          close_notify where it gives no length"
     )]
     CutShort,
+    #[error("it has not the value that means success")]
+    Denied,
     #[error("it holds no token where one should be")]
     NoToken,
     #[error("its token cannot be sent in a header")]
@@ -44,11 +47,13 @@ pub enum BadLoginResponse {
     TooFar,
 }
 
-/// The parts of a login request besides method and path.
+/// The parts of a login request besides its method.
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginRequestParts {
-    /// Marked sensitive if it contains the password.
-    pub(in crate::upstream) header: Option<(HeaderName, HeaderValue)>,
+    /// Path and query.
+    pub(in crate::upstream) target: Uri,
+    /// Marked sensitive where they may contain the password.
+    pub(in crate::upstream) headers: Vec<(HeaderName, HeaderValue)>,
     pub(in crate::upstream) body: Zeroizing<Vec<u8>>,
 }
 
@@ -70,33 +75,72 @@ pub(in crate::upstream) struct ParsedLogin {
     pub(in crate::upstream) life: Duration,
 }
 
+/// A value that cannot stand where the description puts it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnsendableValue {
+    #[error(
+        "header {0} of the login cannot carry its value: it has a line break or a control character"
+    )]
+    Header(HeaderName),
+    #[error("the path of the login is no path with its values")]
+    Path,
+}
+
 impl LoginDescription {
     pub(in crate::upstream) fn question(
         &self,
         username: &str,
         password: &Secret,
-    ) -> LoginRequestParts {
-        let (header, body) = match &self.credential {
-            CredentialForm::Basic => {
-                let text = BasicCredentials::header(username, password);
-                // Base64 is always a valid header value.
-                let value = HeaderValue::from_str(text.expose()).ok().map(sensitive);
-                (value.map(|value| (AUTHORIZATION, value)), Vec::new())
-            }
-            CredentialForm::Json(template) => {
-                let filled = fill(template, username, password);
-                let kind = HeaderValue::from_static("application/json");
-                (Some((CONTENT_TYPE, kind)), filled.to_string().into_bytes())
-            }
-            CredentialForm::Form(pairs) => {
-                let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
-                (Some((CONTENT_TYPE, kind)), form(pairs, username, password))
+    ) -> Result<LoginRequestParts, UnsendableValue> {
+        let value = |name| match name {
+            TemplateName::Username => username,
+            TemplateName::Password => password.expose(),
+            TemplateName::Token => "",
+        };
+        let target = self.target.fill(value, percent_encode);
+        let target = target.parse().map_err(|_| UnsendableValue::Path)?;
+        let mut headers = filled(&self.headers, value).map_err(UnsendableValue::Header)?;
+        let basic = match self.credential {
+            CredentialForm::InTemplates => None,
+            CredentialForm::Basic => Some(BasicCredentials::header(username, password)),
+            CredentialForm::ClientSecretBasic => {
+                let encoded = |text: &str| {
+                    let mut into = Zeroizing::new(String::with_capacity(text.len() * 3));
+                    form_encode(text, &mut into);
+                    into
+                };
+                let password = Secret::new(encoded(password.expose()).as_str());
+                Some(BasicCredentials::header(&encoded(username), &password))
             }
         };
-        LoginRequestParts {
-            header,
+        // Base64 is always a valid header value.
+        let basic = basic.and_then(|text| HeaderValue::from_str(text.expose()).ok());
+        headers.extend(basic.map(|value| (AUTHORIZATION, sensitive(value))));
+        let (kind, body) = match &self.body {
+            LoginContent::Empty => (None, Vec::new()),
+            LoginContent::Json(template) => {
+                let json = fill(template, &value);
+                (Some("application/json"), json.to_string().into_bytes())
+            }
+            LoginContent::Form(fields) => {
+                let form = form(fields, &value);
+                (Some("application/x-www-form-urlencoded"), form)
+            }
+        };
+        headers.extend(kind.map(|kind| (CONTENT_TYPE, HeaderValue::from_static(kind))));
+        Ok(LoginRequestParts {
+            target,
+            headers,
             body: Zeroizing::new(body),
-        }
+        })
+    }
+
+    /// The fields that carry `token` on a request.
+    pub(in crate::upstream) fn token_headers(
+        &self,
+        token: &Secret,
+    ) -> Result<Vec<(HeaderName, HeaderValue)>, BadLoginResponse> {
+        filled(&self.inject, |_| token.expose()).map_err(|_| BadLoginResponse::BadToken)
     }
 
     pub(in crate::upstream) fn read(
@@ -104,8 +148,13 @@ impl LoginDescription {
         answer: LoginResponseParts<'_>,
     ) -> Result<ParsedLogin, BadLoginResponse> {
         let json: Option<Value> = serde_json::from_slice(answer.body).ok();
+        if let Some(wanted) = &self.accepted.body
+            && json.as_ref().and_then(|json| json.pointer(&wanted.pointer)) != Some(&wanted.equals)
+        {
+            return Err(BadLoginResponse::Denied);
+        }
         let token = self.token.find(answer, json.as_ref())?;
-        let headers = vec![self.inject.header(&token)?];
+        let headers = self.token_headers(&token)?;
         let life = self
             .expiry
             .iter()
@@ -205,15 +254,18 @@ impl ExpirySource {
     }
 }
 
-impl TokenInjection {
-    pub(in crate::upstream) fn header(
-        &self,
-        token: &Secret,
-    ) -> Result<(HeaderName, HeaderValue), BadLoginResponse> {
-        let text = Zeroizing::new(self.template.replace("{token}", token.expose()));
-        let value = HeaderValue::from_str(&text).map_err(|_| BadLoginResponse::BadToken)?;
-        Ok((self.header.clone(), sensitive(value)))
-    }
+/// The fields of these templates, marked sensitive; the name of one whose value cannot stand in a header.
+fn filled<'a>(
+    templates: &[HeaderTemplate],
+    value: impl Fn(TemplateName) -> &'a str,
+) -> Result<Vec<(HeaderName, HeaderValue)>, HeaderName> {
+    let as_it_is = |text: &str, into: &mut String| into.push_str(text);
+    let field = |template: &HeaderTemplate| {
+        let text = template.value.fill(&value, as_it_is);
+        let value = HeaderValue::from_str(&text).map_err(|_| template.name.clone())?;
+        Ok((template.name.clone(), sensitive(value)))
+    };
+    templates.iter().map(field).collect()
 }
 
 fn sensitive(mut value: HeaderValue) -> HeaderValue {
@@ -234,64 +286,50 @@ fn number(value: &Value) -> Result<u64, BadLoginResponse> {
     .ok_or(BadLoginResponse::BadExpiry)
 }
 
-fn fill_text(template: &str, username: &str, password: &Secret) -> String {
-    // One pass, so that a user name with the text `{password}` is not expanded.
-    let mut text = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some(at) = rest.find('{') {
-        text.push_str(&rest[..at]);
-        rest = &rest[at..];
-        if let Some(after) = rest.strip_prefix("{username}") {
-            text.push_str(username);
-            rest = after;
-        } else if let Some(after) = rest.strip_prefix("{password}") {
-            text.push_str(password.expose());
-            rest = after;
-        } else {
-            text.push('{');
-            rest = &rest[1..];
-        }
-    }
-    text.push_str(rest);
-    text
-}
-
-fn fill(template: &Value, username: &str, password: &Secret) -> Value {
+fn fill<'a>(template: &JsonTemplate, value: &impl Fn(TemplateName) -> &'a str) -> Value {
+    let as_it_is = |text: &str, into: &mut String| into.push_str(text);
     match template {
-        Value::String(text) => Value::String(fill_text(text, username, password)),
-        Value::Array(items) => items
+        JsonTemplate::Text(text) => Value::String(text.fill(value, as_it_is).to_string()),
+        JsonTemplate::List(items) => items.iter().map(|item| fill(item, value)).collect(),
+        JsonTemplate::Object(members) => members
             .iter()
-            .map(|item| fill(item, username, password))
+            .map(|member| (member.name.clone(), fill(&member.value, value)))
             .collect(),
-        Value::Object(members) => members
-            .iter()
-            .map(|(name, value)| (name.clone(), fill(value, username, password)))
-            .collect(),
-        other => other.clone(),
+        JsonTemplate::Other(other) => other.clone(),
     }
 }
 
 /// `application/x-www-form-urlencoded`, as the URL standard writes it.
-fn form(pairs: &[(String, String)], username: &str, password: &Secret) -> Vec<u8> {
-    let mut text = Vec::new();
-    for (name, value) in pairs {
+fn form<'a>(fields: &[FormField], value: &impl Fn(TemplateName) -> &'a str) -> Vec<u8> {
+    let mut text = String::new();
+    for field in fields {
         if !text.is_empty() {
-            text.push(b'&');
+            text.push('&');
         }
-        encode(name, &mut text);
-        text.push(b'=');
-        let value = Zeroizing::new(fill_text(value, username, password));
-        encode(&value, &mut text);
+        form_encode(&field.name, &mut text);
+        text.push('=');
+        let as_it_is = |text: &str, into: &mut String| into.push_str(text);
+        form_encode(&field.value.fill(value, as_it_is), &mut text);
     }
-    text
+    text.into_bytes()
 }
 
-fn encode(text: &str, into: &mut Vec<u8>) {
+fn form_encode(text: &str, into: &mut String) {
+    encode(text, b"*-._", "+", into);
+}
+
+/// RFC 3986, 2.3: what is unreserved stays.
+fn percent_encode(text: &str, into: &mut String) {
+    encode(text, b"-._~", "%20", into);
+}
+
+fn encode(text: &str, plain: &[u8], space: &str, into: &mut String) {
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'*' | b'-' | b'.' | b'_' => into.push(byte),
-            b' ' => into.push(b'+'),
-            other => into.extend_from_slice(format!("%{other:02X}").as_bytes()),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => into.push(char::from(byte)),
+            _ if plain.contains(&byte) => into.push(char::from(byte)),
+            b' ' => into.push_str(space),
+            other => into.push_str(&format!("%{other:02X}")),
         }
     }
 }

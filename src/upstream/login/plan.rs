@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue};
 
 use super::call::{LoginCall, LoginError, LoginGrant};
-use super::description::{LoginDescription, TokenInjection};
+use super::description::LoginDescription;
 use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use crate::config;
 use crate::secret::Secret;
@@ -36,7 +36,7 @@ pub(in crate::upstream) trait LoginCalls: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginPlan {
     pub(in crate::upstream) settings: config::Login,
-    pub(in crate::upstream) description: LoginDescription,
+    pub(in crate::upstream) description: Arc<LoginDescription>,
     /// Whether a probe is configured.
     pub(in crate::upstream) has_probe: bool,
     pub(in crate::upstream) calls: Box<dyn LoginCalls>,
@@ -47,19 +47,15 @@ impl LoginPlan {
         login: &config::Login,
         own: &Arc<OwnRequests>,
         probe: Option<Arc<TokenProbe>>,
-        description: LoginDescription,
+        description: &Arc<LoginDescription>,
     ) -> Self {
-        let call = LoginCall::new(own, description.clone(), login);
+        let call = LoginCall::new(own, description, login);
         Self {
             settings: login.clone(),
-            description,
+            description: Arc::clone(description),
             has_probe: probe.is_some(),
             calls: Box::new(NetworkCalls { call, probe }),
         }
-    }
-
-    pub(in crate::upstream) fn injection(&self) -> &TokenInjection {
-        &self.description.inject
     }
 }
 

@@ -201,12 +201,12 @@ impl Renewer {
             return None;
         }
         let kept = self.binding.as_ref()?.find()?;
-        let header = self.plan().injection().header(&kept.token).ok()?;
+        let headers = self.plan().description.token_headers(&kept.token).ok()?;
         let ends = Deadline::at_unix_millis(kept.ends_millis);
         info!(upstream = %self.upstream, seconds = ends.left().as_secs(),
             "using the token of the start before");
         let generation = self.session.next_generation();
-        let lease = Lease::new(generation, ends, vec![header], kept.token);
+        let lease = Lease::new(generation, ends, headers, kept.token);
         let origin = LeaseOrigin {
             began: self.session.now(),
             cause: LoginCause::Renewal,

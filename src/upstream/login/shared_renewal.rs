@@ -115,12 +115,11 @@ impl Renewer {
             return; // `open` has logged why; this gateway logs in next
         };
         let plan = self.plan();
-        let Ok(header) = plan.injection().header(&kept.token) else {
+        let Ok(headers) = plan.description.token_headers(&kept.token) else {
             return;
         };
         info!(upstream = %self.upstream, generation = at.generation, seconds = at.left.as_secs(),
             "using the login of all gates");
-        let headers = vec![header];
         let word = match self.session.is_ready() {
             true => plan.calls.probe(&headers).await,
             false => ProbeVerdict::Undecided,

@@ -18,6 +18,8 @@ pub enum LoginFailure {
     PasswordChange,
     Unreachable,
     Timeout,
+    /// User name or password cannot stand where the description puts them.
+    Unsendable,
     /// A successful response without a usable token.
     Unusable,
     Refused(StatusCode),
@@ -38,6 +40,7 @@ impl fmt::Display for LoginFailure {
             Self::PasswordChange => "password change required",
             Self::Unreachable => "upstream unreachable",
             Self::Timeout => "no response in time",
+            Self::Unsendable => "user name or password cannot be sent as described",
             Self::Unusable => "response without a usable token",
             Self::Refused(status) => return write!(f, "refused with status {}", status.as_u16()),
             Self::NotAccepted => "the upstream does not take the token that its login gives",

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::description::TokenInjection;
+use super::description::LoginDescription;
 use crate::config;
 use crate::error_chain::chain;
 use crate::metrics::UpstreamMetrics;
@@ -65,7 +65,7 @@ pub struct TokenProbe {
     upstream: Arc<str>,
     path: PathAndQuery,
     own: Arc<OwnRequests>,
-    injection: TokenInjection,
+    description: Arc<LoginDescription>,
     state: Mutex<TrialState>,
     /// One trial at a time; the others wait for its outcome.
     trying: tokio::sync::Mutex<()>,
@@ -95,14 +95,13 @@ impl TokenProbe {
     pub(in crate::upstream) fn of(
         settings: &config::UpstreamConfig,
         own: &Arc<OwnRequests>,
-        injection: TokenInjection,
         metrics: &Arc<UpstreamMetrics>,
     ) -> Option<Arc<Self>> {
         Some(Arc::new(Self {
             upstream: Arc::clone(&settings.name),
             path: settings.probe.clone()?,
             own: Arc::clone(own),
-            injection,
+            description: Arc::clone(&settings.login_description),
             state: Mutex::new(TrialState {
                 trust: ProbeTrust::Unknown,
                 next: None,
@@ -185,10 +184,10 @@ impl TokenProbe {
     async fn try_made_up(&self) -> TrialOutcome {
         let mut last = TrialOutcome::NoAnswer;
         for token in [opaque(), signed()] {
-            let Ok(header) = self.injection.header(&Secret::new(token)) else {
+            let Ok(headers) = self.description.token_headers(&Secret::new(token)) else {
                 return TrialOutcome::NoAnswer;
             };
-            let status = self.ask(&[header]).await;
+            let status = self.ask(&headers).await;
             last = match (ProbeVerdict::of(status), status) {
                 (ProbeVerdict::Refused, _) => TrialOutcome::Refused,
                 (ProbeVerdict::Accepted, _) => return TrialOutcome::Passed,

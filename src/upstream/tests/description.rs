@@ -4,19 +4,19 @@
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::uri::PathAndQuery;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::{ProptestConfig, any, proptest};
 use serde_json::{Value, json};
 
 use super::UpstreamSetup;
 use super::server::{Reply, Webapp};
-use crate::secret::Secret;
-use crate::upstream::login::description::{
-    BadLoginResponse, CredentialForm, ExpirySource, LoginDescription, LoginResponseParts,
-    TokenInjection, TokenSource,
+use crate::profiles::{
+    BodyValue, CredentialForm, ExpirySource, FormField, HeaderTemplate, JsonMember, JsonTemplate,
+    LoginAcceptance, LoginContent, LoginDescription, Template, TokenSource,
 };
+use crate::secret::Secret;
+use crate::upstream::login::description::{BadLoginResponse, LoginResponseParts};
 
 const NOW: i64 = 1_627_203_048;
 
@@ -138,30 +138,128 @@ fn the_first_expiry_found_counts() {
     );
 }
 
+fn template(value: &Value) -> JsonTemplate {
+    match value {
+        Value::String(text) => JsonTemplate::Text(Template::of(text)),
+        Value::Array(items) => JsonTemplate::List(items.iter().map(template).collect()),
+        Value::Object(members) => {
+            let member = |(name, value): (&String, &Value)| JsonMember {
+                name: name.clone(),
+                value: template(value),
+            };
+            JsonTemplate::Object(members.iter().map(member).collect())
+        }
+        other => JsonTemplate::Other(other.clone()),
+    }
+}
+
+/// What cannot be told apart from the form's own signs, and what must not be expanded.
+const ODD: &str = "p\"{username}&=%+\\:$\u{20ac} b";
+
 #[test]
-fn templates_are_substituted_once_and_escaped() {
-    let password = Secret::new("p\"{username}&=ä b");
-    let mut description = crate::profiles::whatsapp::login_description();
-    description.credential = CredentialForm::Json(json!({
-        "auth": [{ "user": "{username}", "password": "{password}" }], "ttl": 5, "note": "{x}{",
-    }));
-    let question = description.question("me", &password);
+fn a_secret_arrives_as_it_is_in_every_place() {
+    let password = Secret::new(ODD);
+    let login = LoginDescription {
+        credential: CredentialForm::InTemplates,
+        ..crate::profiles::whatsapp::login_description()
+    };
+    let json = LoginDescription {
+        body: LoginContent::Json(template(&json!({
+            "auth": [{ "user": "{username}", "password": "{password}" }], "ttl": 5,
+        }))),
+        ..login.clone()
+    };
+    let question = json.question("me", &password).unwrap();
     let sent: Value = serde_json::from_slice(&question.body).unwrap();
     assert_eq!(sent["auth"][0]["user"], "me");
-    assert_eq!(sent["auth"][0]["password"], password.expose());
-    assert_eq!(sent["note"], "{x}{");
+    assert_eq!(sent["auth"][0]["password"], ODD);
     assert_eq!(sent["ttl"], 5);
 
-    description.credential = CredentialForm::Form(vec![
-        ("grant_type".to_owned(), "password".to_owned()),
-        ("user name".to_owned(), "{username}@pam".to_owned()),
-        ("password".to_owned(), "{password}".to_owned()),
-    ]);
-    let question = description.question("me", &password);
+    let field = |name: &str, value: &str| FormField {
+        name: name.to_owned(),
+        value: Template::of(value),
+    };
+    let form = LoginDescription {
+        body: LoginContent::Form(vec![
+            field("grant_type", "password"),
+            field("user name", "{username}@pam"),
+            field("password", "{password}"),
+        ]),
+        ..login.clone()
+    };
+    let encoded = "p%22%7Busername%7D%26%3D%25%2B%5C%3A%24%E2%82%AC+b";
+    let question = form.question("me", &password).unwrap();
     assert_eq!(
         std::str::from_utf8(&question.body).unwrap(),
-        "grant_type=password&user+name=me%40pam&password=p%22%7Busername%7D%26%3D%C3%A4+b"
+        format!("grant_type=password&user+name=me%40pam&password={encoded}")
     );
+
+    let path = LoginDescription {
+        target: Template::of("/login/{password}?u={username}"),
+        ..login.clone()
+    };
+    let question = path.question("a b/\u{fc}", &password).unwrap();
+    let in_path = encoded.replace('+', "%20");
+    assert_eq!(
+        question.target,
+        *format!("/login/{in_path}?u=a%20b%2F%C3%BC")
+    );
+
+    // RFC 6749, 2.3.1: form-encoded before they are joined.
+    let basic = LoginDescription {
+        credential: CredentialForm::ClientSecretBasic,
+        ..login
+    };
+    let question = basic.question("a b/\u{fc}", &password).unwrap();
+    let sent = question.headers[0].1.to_str().unwrap();
+    let sent = STANDARD.decode(sent.strip_prefix("Basic ").unwrap());
+    let expected = format!("a+b%2F%C3%BC:{encoded}");
+    assert_eq!(String::from_utf8(sent.unwrap()).unwrap(), expected);
+    assert!(question.headers[0].1.is_sensitive());
+}
+
+#[test]
+fn a_value_that_a_header_cannot_carry_is_named_and_not_shown() {
+    let login = LoginDescription {
+        headers: vec![HeaderTemplate {
+            name: HeaderName::from_static("x-key"),
+            value: Template::of("{password}"),
+        }],
+        ..crate::profiles::whatsapp::login_description()
+    };
+    let error = login
+        .question("me", &Secret::new("sec\u{7f}ret"))
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("x-key") && !text.contains("sec"), "{text}");
+}
+
+/// Success is what the description says, and a token besides.
+#[test]
+fn a_success_without_the_expected_value_is_none() {
+    let mut login = with(
+        pointer("/t"),
+        vec![ExpirySource::Fixed(Duration::from_secs(60))],
+    );
+    login.accepted.body = Some(BodyValue {
+        pointer: "/ok".to_owned(),
+        equals: json!(true),
+    });
+    let none = HeaderMap::new();
+    for (body, expected) in [
+        (r#"{"ok":true,"t":"x"}"#, Ok(("x".to_owned(), 60))),
+        (
+            r#"{"ok":true,"t":"x","error":null}"#,
+            Ok(("x".to_owned(), 60)),
+        ),
+        (r#"{"ok":false,"t":"x"}"#, Err(BadLoginResponse::Denied)),
+        (r#"{"ok":"true","t":"x"}"#, Err(BadLoginResponse::Denied)),
+        (r#"{"t":"x"}"#, Err(BadLoginResponse::Denied)),
+        (r#"{"ok":true,"t":""}"#, Err(BadLoginResponse::NoToken)),
+        (r#"{"ok":true}"#, Err(BadLoginResponse::NoToken)),
+    ] {
+        assert_eq!(read(&login, &none, body), expected, "{body}");
+    }
 }
 
 #[tokio::test]
@@ -181,22 +279,35 @@ async fn a_json_login_with_a_custom_header_works_end_to_end() {
     let setup = UpstreamSetup::of(webapp.address);
     let session = setup.session_with(LoginDescription {
         method: http::Method::PUT,
-        path: PathAndQuery::from_static("/auth/login?mode=json"),
-        credential: CredentialForm::Json(json!({
+        target: Template::of("/auth/login?mode=json"),
+        headers: Vec::new(),
+        credential: CredentialForm::InTemplates,
+        body: LoginContent::Json(template(&json!({
             "email": "{username}", "password": "{password}",
-        })),
-        accepted: vec![StatusCode::ACCEPTED],
+        }))),
+        accepted: LoginAcceptance {
+            statuses: vec![StatusCode::ACCEPTED],
+            body: None,
+        },
+        refused: Vec::new(),
         token: pointer("/data/access_token"),
         expiry: vec![ExpirySource::PointerMillis("/data/expires".to_owned())],
-        inject: TokenInjection {
-            header: HeaderName::from_static("x-auth-token"),
-            template: "{token}".to_owned(),
-        },
+        inject: vec![
+            HeaderTemplate {
+                name: HeaderName::from_static("x-auth-token"),
+                value: Template::of("{token}"),
+            },
+            HeaderTemplate {
+                name: HeaderName::from_static("x-app"),
+                value: Template::of("gate"),
+            },
+        ],
         password_change: None,
     });
     let lease = session.lease().await.unwrap();
     assert_eq!(lease.headers()[0].0, "x-auth-token");
     assert_eq!(lease.headers()[0].1, "dtok");
+    assert_eq!(lease.headers()[1].1, "gate");
     assert!(lease.ends().left() > Duration::from_secs(890));
 }
 

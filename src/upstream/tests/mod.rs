@@ -116,7 +116,7 @@ impl UpstreamSetup {
         let folder = Folder::new();
         let password = folder.write("password", "right\n");
         let settings = config::UpstreamConfig {
-            login_description: crate::profiles::whatsapp::login_description(),
+            login_description: Arc::new(crate::profiles::whatsapp::login_description()),
             name: "main".into(),
             base: BaseAddress {
                 tls: false,
@@ -190,7 +190,7 @@ impl UpstreamSetup {
     /// The session of an upstream that lives as long as the test.
     fn session_with(&self, description: LoginDescription) -> Arc<Session> {
         let mut settings = self.settings.clone();
-        settings.login_description = description;
+        settings.login_description = Arc::new(description);
         let upstream = self.open_with(&settings).unwrap();
         let session = Arc::clone(upstream.shared_session().unwrap());
         let stop = self.scope.stop.clone();

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
 use super::endpoint_keys::{addresses, endpoint_policy};
+use super::login_section::login_section;
 use super::profile_routing::UpstreamNames;
 use super::proxy_keys::proxy;
 use super::upstream_address_keys::{
@@ -16,13 +17,11 @@ use super::upstream_address_keys::{
     warn_without_tls,
 };
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
-use crate::config::file::named_files::{public_file, secret, secret_that};
+use crate::config::file::named_files::{public_file, secret_that};
 use crate::config::file::units::parse_hex;
 use crate::config::file::value_readers::text;
-use crate::config::file::value_readers::{
-    flag, is_name, number, share, size, some, span, span_or_none, username,
-};
-use crate::config::{AddressResolution, Login, Trust, UpstreamConfig};
+use crate::config::file::value_readers::{flag, is_name, number, size, some, span, span_or_none};
+use crate::config::{Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
 /// The settings of each upstream, and what routes need to know of them all. None: an upstream is
@@ -68,6 +67,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
     let has_several = addresses.as_ref().is_some_and(|all| all.len() > 1);
     let mut addresses = addresses.unwrap_or_default().into_iter();
     let first = addresses.next();
+    let login = login_section(table, profile, has_several, endpoint_policy.resolution);
     let upstream = UpstreamConfig {
         name: Arc::from(name),
         trust: trust(table),
@@ -76,8 +76,8 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         http2: http2(table),
         client_certificate: client_certificate(table),
         proxy,
-        login: login(table, has_several, endpoint_policy.resolution),
-        login_description: (profile.login)(),
+        login: login.login,
+        login_description: login.description,
         api_key: table.read(
             "api_key",
             secret_that(is_key_long, "must have 12 to 128 characters"),
@@ -152,66 +152,4 @@ fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
         value.complain("must be the path of a GET", suggestion);
     }
     path.map(Some)
-}
-
-fn login(
-    table: &ConfigTable<'_>,
-    has_several: bool,
-    resolution: AddressResolution,
-) -> Option<Login> {
-    let who = table.section("login");
-    let username = who
-        .as_ref()
-        .and_then(|who| who.required("username", username, "\"gateway\""));
-    let place = "{ file = \"/run/secrets/password\" }";
-    let password = who
-        .as_ref()
-        .and_then(|who| who.required("password", secret, place));
-    // Read with and without a login, so that each is a known key.
-    let renew_at = table.or("renew_at", share(0.1..=0.95), 0.8);
-    let renew_floor = table.or("renew_floor", span_or_none, Duration::from_secs(300));
-    let min_login_interval = table.or("min_login_interval", span, Duration::from_secs(1));
-    let logins_per_hour = table.or("logins_per_hour", number(1..=36_000), 120);
-    let timeout = table.or("login_timeout", span, Duration::from_secs(30));
-    let single_active_token = table.or("single_active_token", flag, false);
-    let per_endpoint = login_per_endpoint(table, has_several, resolution);
-    Some(Login {
-        username: username?,
-        password: password?,
-        renew_at,
-        renew_floor,
-        min_login_interval,
-        logins_per_hour,
-        timeout,
-        single_active_token,
-        per_endpoint,
-    })
-}
-
-fn login_per_endpoint(
-    table: &ConfigTable<'_>,
-    has_several: bool,
-    resolution: AddressResolution,
-) -> bool {
-    let key = "login_per_endpoint";
-    let is_wanted = table.or(key, flag, false);
-    if !is_wanted {
-        return false;
-    }
-    if resolution == AddressResolution::All {
-        let reason = "cannot be true with resolve = \"all\": its addresses come and go";
-        table.complain(
-            key,
-            reason,
-            "name them: endpoints = [\"https://a:443\", ..]",
-        );
-    } else if !has_several {
-        let suggestion = "give endpoints = [..], or remove it";
-        table.warn(key, "has no effect with one endpoint", suggestion);
-    }
-    if !table.has("login") {
-        let suggestion = "add login = { username, password }, or remove it";
-        table.complain(key, "needs a login", suggestion);
-    }
-    has_several
 }

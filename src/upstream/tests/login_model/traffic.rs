@@ -55,7 +55,7 @@ impl Gate {
         };
         let plan = LoginPlan {
             settings: settings.clone(),
-            description: crate::profiles::whatsapp::login_description(),
+            description: Arc::new(crate::profiles::whatsapp::login_description()),
             has_probe: upstream.traits.has_probe,
             calls: Box::new(SimulatedCalls(Arc::clone(upstream))),
         };
