@@ -40,6 +40,7 @@ fn settings() -> UsersConfig {
         max_tokens: TOKENS,
         first_admin: None,
         hashing_slots: 1,
+        ..UsersConfig::default()
     }
 }
 

@@ -231,6 +231,7 @@ fn store() -> Arc<TokenStore> {
         max_tokens: usize::MAX,
         first_admin: None,
         hashing_slots: 1,
+        ..UsersConfig::default()
     };
     TokenStore::new(&settings, Metrics::new())
 }

@@ -37,6 +37,8 @@ pub struct KeyAdmin {
     pub ring: Arc<KeyRing>,
     /// The keys in the config file: listed too, and their names cannot be used again.
     pub configured: Arc<dyn Fn() -> Vec<ListedKey> + Send + Sync>,
+    /// The names of the upstreams in use.
+    pub upstreams: Arc<dyn Fn() -> Vec<Arc<str>> + Send + Sync>,
 }
 
 impl fmt::Debug for KeyAdmin {
@@ -107,6 +109,7 @@ where
         (Method::GET, None) => Ok((StatusCode::OK, list(admin))),
         (Method::POST, None) => {
             let wanted = parse_new_key(&body(request).await?)?;
+            check_upstreams(&wanted.upstreams, &(admin.upstreams)())?;
             create(admin, wanted).await
         }
         (Method::DELETE, Some(name)) => delete(admin, &name).await,
@@ -189,6 +192,8 @@ struct KeyConfigSnippet {
     #[serde(default)]
     paths: Vec<String>,
     #[serde(default)]
+    upstreams: Vec<String>,
+    #[serde(default)]
     methods: Vec<String>,
     limit: Option<String>,
 }
@@ -238,9 +243,23 @@ fn parse_new_key(body: &[u8]) -> Result<NewKey, AdminCallRejection> {
             Some(WrittenRole::User) | None => Role::User,
         },
         paths: paths.collect::<Result<_, _>>()?,
+        upstreams: written.upstreams.into_iter().map(Arc::from).collect(),
         methods: methods.collect::<Result<_, _>>()?,
         limit: limit.transpose()?,
     })
+}
+
+/// A name that is misspelt must not become a key that opens nothing, or later something else.
+fn check_upstreams(wanted: &[Arc<str>], known: &[Arc<str>]) -> Result<(), AdminCallRejection> {
+    let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) else {
+        return Ok(());
+    };
+    let all: Vec<&str> = known.iter().map(|name| &**name).collect();
+    let text = format!(
+        "upstreams: there is no upstream \"{unknown}\"; there are {}",
+        all.join(", ")
+    );
+    Err(refusal(StatusCode::BAD_REQUEST, text))
 }
 
 fn list(admin: &KeyAdmin) -> Value {
@@ -268,12 +287,14 @@ fn describe(listed: &ListedKey, origin: &str) -> Value {
     };
     let methods: Vec<&str> = key.methods.iter().map(Method::as_str).collect();
     let paths: Vec<String> = key.paths.iter().map(ToString::to_string).collect();
+    let upstreams: Vec<&str> = key.upstreams.iter().map(|name| &**name).collect();
     json!({
         "name": &*key.name,
         "origin": origin,
         "role": match key.role { Role::User => "user", Role::Admin => "admin" },
         "expires": key.expires.and_then(moment),
         "paths": paths,
+        "upstreams": upstreams,
         "methods": methods,
         "limit": key.limit.as_ref().map(ToString::to_string),
         "last_use": listed.last_use.and_then(moment),

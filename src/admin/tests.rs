@@ -36,6 +36,7 @@ impl Operator {
                     Vec::new(),
                 ),
                 configured: Arc::new(Vec::new),
+                upstreams: Arc::new(Vec::new),
             },
             users: UserAdmin {
                 users: None,

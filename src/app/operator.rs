@@ -36,7 +36,19 @@ impl ControlParts {
                 let keys = live.config.api_keys.iter();
                 keys.map(|key| live.keys.listed(key)).collect()
             }),
+            upstreams: self.upstream_names(),
         }
+    }
+
+    fn upstream_names(&self) -> Arc<dyn Fn() -> Vec<Arc<str>> + Send + Sync> {
+        let shared = Arc::clone(&self.shared);
+        Arc::new(move || {
+            let live = shared.live.load();
+            let upstreams = live.upstreams.iter();
+            upstreams
+                .map(|upstream| Arc::clone(&upstream.name))
+                .collect()
+        })
     }
 
     fn endpoints(&self) -> admin::EndpointAdmin {

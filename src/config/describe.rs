@@ -4,12 +4,10 @@ use std::fmt::{self, Write as _};
 
 use super::describe_login::login_lines;
 use super::describe_routes::routes;
+use super::describe_users::user_lines;
 use super::display::{DurationText, listed};
 use super::{AddressResolution, StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig};
-use super::{
-    AtTokenCap, Config, DirectoryKind, FirstPassword, Http2Mode, Limit, LimitKey, Listener,
-    LogFormat, OnPasswordChange, ProxyLogin,
-};
+use super::{Config, Http2Mode, Limit, LimitKey, Listener, LogFormat, ProxyLogin};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
@@ -29,7 +27,9 @@ impl Config {
         for upstream in &self.upstreams {
             describe_upstream(&mut page, upstream);
         }
-        describe_users(&mut page, self);
+        for (nth, line) in user_lines(self).into_iter().enumerate() {
+            page.row(if nth == 0 { "users" } else { "" }, line);
+        }
         describe_store(&mut page, &self.store);
         self.describe_keys(&mut page);
         self.describe_limits(&mut page);
@@ -276,57 +276,6 @@ fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     }
     if !upstream.required {
         page.row("", "not required: the gate is ready without it");
-    }
-}
-
-fn describe_users(page: &mut ConfigReport, config: &Config) {
-    let users = &config.users;
-    let unknown = match users.unknown_tokens {
-        UnknownTokens::Reject => "unknown tokens are rejected",
-        UnknownTokens::Ask => "unknown tokens are asked about",
-    };
-    let (lifetime, each, all) = (
-        DurationText(users.token_lifetime),
-        users.max_tokens_per_user,
-        users.max_tokens,
-    );
-    page.row(
-        "users",
-        match users.directory {
-            DirectoryKind::Gateway => {
-                format!("own; tokens live {lifetime}, {each} each, {all} in all")
-            }
-            DirectoryKind::Upstream => {
-                let upstream = match config.upstreams.len() {
-                    1 => "the upstream",
-                    _ => &config.users_upstream().name,
-                };
-                format!("{upstream}'s; {unknown}; {each} tokens each, {all} in all")
-            }
-        },
-    );
-    page.row(
-        "",
-        match users.at_token_cap {
-            AtTokenCap::EndOldest => "one login more ends that user's oldest unused token",
-            AtTokenCap::Refuse => "one login more is refused",
-        },
-    );
-    page.row(
-        "",
-        match users.on_password_change {
-            OnPasswordChange::EndOthers => {
-                "a new password ends the user's tokens, but the one it was changed with"
-            }
-            OnPasswordChange::EndAll => "a new password ends all of the user's tokens",
-        },
-    );
-    if let Some(admin) = &users.first_admin {
-        let place = match &admin.password {
-            FirstPassword::Plain(source) => format!("password in {source}"),
-            FirstPassword::Hash(_) => "password by its hash".to_owned(),
-        };
-        page.row("", format!("first admin \"{}\", {place}", admin.username));
     }
 }
 

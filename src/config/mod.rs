@@ -5,6 +5,7 @@
 mod describe;
 mod describe_login;
 mod describe_routes;
+mod describe_users;
 mod difference;
 mod display;
 mod endpoint_policy;
@@ -45,7 +46,7 @@ pub use upstream_address::{BaseAddress, Http2Mode, ProxyConfig, ProxyLogin, Trus
 pub use upstream_config::{Login, UpstreamConfig};
 pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
-    UsersConfig,
+    UserRule, UsersConfig,
 };
 
 use std::net::SocketAddr;
@@ -153,14 +154,14 @@ pub struct ApiKey {
     pub limit: Option<Quota>,
 }
 
-/// One entry of the route table.
+/// One entry of the route table. What the routes of many upstreams have in common is shared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// The metrics label. Unique, but that each upstream has its own copy of a shipped route.
     pub name: Arc<str>,
     /// Lower case, without a final dot; `*.example.org` takes one or more labels in place of the
     /// star; empty: any host.
-    pub hosts: Vec<String>,
+    pub hosts: Arc<[String]>,
     /// The path as the client sends it.
     pub path: PathPattern,
     /// Removed from the path before it is forwarded.
@@ -168,9 +169,9 @@ pub struct Route {
     /// Whether `Host` is forwarded as the client sent it, in place of the upstream's own.
     pub preserve_host: bool,
     /// Empty: every method. GET covers HEAD; OPTIONS needs no mention.
-    pub methods: Vec<Method>,
+    pub methods: Arc<[Method]>,
     /// Any one of these lets a request in.
-    pub access: Vec<Access>,
+    pub access: Arc<[Access]>,
     pub target: Target,
     /// Name of the upstream that the route belongs to and that `Target::Upstream` leads to.
     pub upstream: Arc<str>,
@@ -192,7 +193,7 @@ pub struct Route {
 /// Segments of a path: literal, `{name}` for exactly one, `*` at the end for the
 /// rest. A trailing slash on the request makes no difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathPattern(pub Vec<Segment>);
+pub struct PathPattern(pub Arc<[Segment]>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {

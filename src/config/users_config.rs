@@ -1,5 +1,6 @@
 //! The users and the tokens given to them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::secret::SecretSource;
@@ -19,6 +20,26 @@ pub struct UsersConfig {
     pub first_admin: Option<FirstAdmin>,
     /// Password hashes computed at once.
     pub hashing_slots: usize,
+    /// The upstreams that users without a rule of their own may call; empty: every one.
+    pub upstreams: Vec<Arc<str>>,
+    pub rules: Vec<UserRule>,
+}
+
+/// What one user may do, from `[[user]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRule {
+    pub name: Arc<str>,
+    /// Empty: every upstream.
+    pub upstreams: Vec<Arc<str>>,
+}
+
+impl UsersConfig {
+    /// The upstreams that the user may call; empty: every one.
+    pub fn upstreams_of(&self, user: &str) -> &[Arc<str>] {
+        // Sorted by name.
+        let found = self.rules.binary_search_by(|rule| (*rule.name).cmp(user));
+        found.map_or(&self.upstreams, |position| &self.rules[position].upstreams)
+    }
 }
 
 impl Default for UsersConfig {
@@ -33,6 +54,8 @@ impl Default for UsersConfig {
             max_tokens: 1_000_000,
             first_admin: None,
             hashing_slots: 2,
+            upstreams: Vec::new(),
+            rules: Vec::new(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct NewKey {
     pub expires: Option<i64>,
     pub role: Role,
     pub paths: Vec<PathPattern>,
+    /// Empty: every upstream.
+    pub upstreams: Vec<Arc<str>>,
     pub methods: Vec<Method>,
     /// The key's own rate limit, besides all others.
     pub limit: Option<Quota>,
@@ -120,7 +122,7 @@ impl KeyRing {
             expires: new.expires,
             role: new.role,
             paths: new.paths,
-            upstreams: Vec::new(),
+            upstreams: new.upstreams,
             methods: new.methods,
             limit: new.limit,
         });
@@ -177,6 +179,7 @@ fn record(new: &NewKey, digest: [u8; 32]) -> KeyRecord {
         paths: new.paths.iter().map(ToString::to_string).collect(),
         methods: new.methods.iter().map(ToString::to_string).collect(),
         limit: new.limit.as_ref().map(ToString::to_string),
+        upstreams: new.upstreams.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -191,6 +194,7 @@ mod tests {
             expires: None,
             role: Role::User,
             paths: vec![PathPattern::parse("/v1/media/{id}").unwrap()],
+            upstreams: Vec::new(),
             methods: vec![Method::GET],
             limit: parse_quota("5/s burst 10"),
         }

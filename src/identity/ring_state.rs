@@ -1,5 +1,7 @@
 //! The API keys in memory, and how a stored record becomes one.
 
+use std::sync::Arc;
+
 use http::Method;
 use tracing::warn;
 
@@ -40,7 +42,7 @@ pub(super) fn api_key(record: KeyRecord) -> Option<ApiKey> {
         expires: record.expires,
         role: record.role,
         paths,
-        upstreams: Vec::new(),
+        upstreams: record.upstreams.into_iter().map(Arc::from).collect(),
         methods,
         limit,
     })

@@ -28,6 +28,8 @@ pub fn matches(pattern: &PathPattern, path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::config::Segment;
     use crate::identity::key_set::tests::key;
@@ -38,11 +40,11 @@ mod tests {
 
     #[test]
     fn a_pattern_takes_its_segments_and_a_trailing_slash_makes_no_difference() {
-        let one = PathPattern(vec![
+        let one = PathPattern(Arc::from([
             literal("v1"),
             literal("media"),
             Segment::One("id".into()),
-        ]);
+        ]));
         for (path, expected) in [
             ("/v1/media/7", true),
             ("/v1/media/7/", true),
@@ -55,7 +57,7 @@ mod tests {
         ] {
             assert_eq!(matches(&one, path), expected, "{path}");
         }
-        let rest = PathPattern(vec![literal("v1"), Segment::Rest]);
+        let rest = PathPattern(Arc::from([literal("v1"), Segment::Rest]));
         for (path, expected) in [
             ("/v1", true),
             ("/v1/a/b", true),
@@ -64,7 +66,7 @@ mod tests {
         ] {
             assert_eq!(matches(&rest, path), expected, "{path}");
         }
-        assert!(matches(&PathPattern(Vec::new()), "/"));
+        assert!(matches(&PathPattern(Arc::default()), "/"));
     }
 
     #[test]
@@ -77,7 +79,7 @@ mod tests {
     #[test]
     fn a_key_with_paths_and_methods_is_for_these_only() {
         let mut key = key("sender", "012345678901");
-        key.paths = vec![PathPattern(vec![literal("v1"), literal("messages")])];
+        key.paths = vec![PathPattern(Arc::from([literal("v1"), literal("messages")]))];
         key.methods = vec![Method::GET];
         assert!(permits(&key, false, &Method::GET, "/v1/messages/"));
         assert!(permits(&key, false, &Method::HEAD, "/v1/messages"));

@@ -62,6 +62,9 @@ pub struct KeyRecord {
     /// The key's own rate limit; None: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
+    /// Names of upstreams; empty: every one. A version that does not know the field refuses the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<String>,
 }
 
 /// How often all of a user's tokens were ended, and how many tokens the user was given.
@@ -226,6 +229,7 @@ mod tests {
                 paths: vec!["/v1/*".to_owned()],
                 methods: vec!["GET".to_owned()],
                 limit: Some("5/s burst 10".to_owned()),
+                upstreams: vec!["north".to_owned()],
             }),
             ExportRecord::Epoch(UserEpoch {
                 user: "anna".into(),

@@ -117,6 +117,7 @@ async fn key(store: &Store, name: &str) {
         paths: Vec::new(),
         methods: Vec::new(),
         limit: None,
+        upstreams: Vec::new(),
     };
     store.commit(StoreChange::PutKey(record)).await.unwrap();
     say(&format!("done key {name} 0"));

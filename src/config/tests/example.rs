@@ -49,6 +49,7 @@ fn the_example_shows_the_defaults() {
     shown.upstreams[0].proxy = None;
     shown.upstreams[0].endpoint_policy.health_check = None;
     shown.users.first_admin = None;
+    shown.users.rules.clear();
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();
     (shown.store.key, shown.store.old_key) = (None, None);

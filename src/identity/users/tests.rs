@@ -23,6 +23,7 @@ fn settings(first_admin: Option<FirstAdminSettings>) -> config::UsersConfig {
         max_tokens: 100,
         first_admin,
         hashing_slots: 2,
+        ..config::UsersConfig::default()
     }
 }
 

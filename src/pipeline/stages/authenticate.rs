@@ -13,6 +13,7 @@ use crate::pipeline::credential_fault::CredentialFault;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;
 use crate::pipeline::route_table::RouteEntry;
+use crate::profiles::Role;
 use crate::secret::Secret;
 use crate::token::{Grant, TokenDigest};
 
@@ -52,12 +53,13 @@ pub(in crate::pipeline) async fn authenticate(
             let last_token = &request.peer.last_token;
             let digest = last_token.digest_of(text);
             let grant = find_grant(request, text, digest).await?;
-            check_role(request.route, &grant)?;
+            let role = role_at(request, &grant)?;
+            check_role(request.route, role)?;
             let is_relayed = request.route.takes_client_tokens;
             Ok(AuthenticatedClient {
                 client: Client::User {
                     name: grant.user,
-                    role: grant.role,
+                    role,
                 },
                 digest: Some(digest),
                 bearer: is_relayed.then(|| Secret::new(text)),
@@ -115,7 +117,7 @@ fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedC
             "This path takes no API key like this one",
         ));
     }
-    if !reaches_only(route, &key.upstreams) {
+    if !key.upstreams.is_empty() && !route.destination().is_some_and(is_listed(&key.upstreams)) {
         return Err(Rejection::Forbidden(
             "This API key is not for this upstream",
         ));
@@ -128,17 +130,28 @@ fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedC
     Ok(AuthenticatedClient::without_token(Client::Key(key)))
 }
 
-/// Whether requests of `route` end at one of `upstreams`; an empty list is all of them. Users that the gate
-/// has itself concern every upstream.
-fn reaches_only(route: &RouteEntry, upstreams: &[Arc<str>]) -> bool {
-    let is_listed = |name: &str| upstreams.iter().any(|upstream| **upstream == *name);
-    upstreams.is_empty() || route.destination().is_some_and(is_listed)
+fn is_listed(upstreams: &[Arc<str>]) -> impl Fn(&str) -> bool {
+    |name| upstreams.iter().any(|upstream| **upstream == *name)
+}
+
+/// The user's role on this route. The users that the gate has itself concern every upstream: a user that is
+/// restricted to some is no admin of them, and keeps what each user may do to itself.
+fn role_at(request: &RequestContext<'_>, grant: &Grant) -> Result<Option<Role>, Rejection> {
+    let upstreams = request.live().config.users.upstreams_of(&grant.user);
+    if upstreams.is_empty() {
+        return Ok(grant.role);
+    }
+    match request.route.destination() {
+        None => Ok(grant.role.map(|_| Role::User)),
+        Some(name) if is_listed(upstreams)(name) => Ok(grant.role),
+        Some(_) => Err(Rejection::Forbidden("This user is not for this upstream")),
+    }
 }
 
 /// A grant without a role is judged by the upstream, which owns its users. At every other upstream the
 /// gateway's own login would stand for the user, so that no role is assumed.
-fn check_role(route: &RouteEntry, grant: &Grant) -> Result<(), Rejection> {
-    let fits = |access: &Access| match (access, grant.role) {
+fn check_role(route: &RouteEntry, role: Option<Role>) -> Result<(), Rejection> {
+    let fits = |access: &Access| match (access, role) {
         (Access::Token, _) => true,
         (Access::Role(_), None) => route.takes_client_tokens,
         (Access::Role(wanted), Some(role)) => role >= *wanted,

@@ -28,6 +28,7 @@ fn settings(max_tokens_per_user: usize, max_tokens: usize) -> config::UsersConfi
         max_tokens,
         first_admin: None,
         hashing_slots: 1,
+        ..config::UsersConfig::default()
     }
 }
 

@@ -5,6 +5,7 @@ mod emulated;
 mod independence;
 mod relayed_users;
 mod restricted_keys;
+mod restricted_users;
 mod routing;
 
 use std::collections::BTreeSet;

@@ -14,7 +14,7 @@ use crate::config::file::value_readers::{
 use crate::config::file::value_readers::{some, span, text, word};
 use crate::config::{
     ApiKey, AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
-    UsersConfig,
+    UserRule, UsersConfig,
 };
 use crate::profiles::{Role, check_name, check_password};
 
@@ -43,6 +43,7 @@ pub(in crate::config::file) fn users(
     ];
     let mut users = UsersConfig::default();
     let Some(table) = root.section("users") else {
+        users.rules = user_rules(root, upstreams, None);
         return (users, 0);
     };
     users.directory = table.or("directory", word(DIRECTORIES), users.directory);
@@ -58,10 +59,59 @@ pub(in crate::config::file) fn users(
         .section("first_admin")
         .and_then(|table| first_admin(&table));
     users.hashing_slots = table.or("hashing_slots", number(1..=64), users.hashing_slots);
+    users.upstreams = table.or("upstreams", many(named_upstream(upstreams)), Vec::new());
     check(&table, &users);
     users.max_tokens_per_user = users.max_tokens_per_user.min(largest_share(&users));
     let upstream = users_upstream(&table, users.directory, upstreams);
+    let own = upstreams.get(upstream);
+    let own = own.filter(|_| users.directory == DirectoryKind::Upstream);
+    check_own_upstream(&table, &users.upstreams, own);
+    users.rules = user_rules(root, upstreams, own);
     (users, upstream)
+}
+
+/// `[[user]]`, sorted by name. `own`: the upstream that has the users; None: the gate has them.
+fn user_rules(
+    root: &ConfigTable<'_>,
+    upstreams: &[Arc<str>],
+    own: Option<&Arc<str>>,
+) -> Vec<UserRule> {
+    let mut rules: Vec<UserRule> = Vec::new();
+    for table in root.sections("user") {
+        let name = table.required("name", username, "\"worker\"");
+        let allowed = some(named_upstream(upstreams));
+        let allowed = table.required("upstreams", allowed, "[\"main\"]");
+        let (Some(name), Some(upstreams)) = (name, allowed) else {
+            continue;
+        };
+        check_own_upstream(&table, &upstreams, own);
+        match rules.binary_search_by(|rule| (*rule.name).cmp(&name)) {
+            Ok(_) => table.complain("name", &format!("\"{name}\" has a rule above"), ""),
+            Err(position) => {
+                let name = Arc::from(name);
+                rules.insert(position, UserRule { name, upstreams });
+            }
+        }
+    }
+    rules
+}
+
+/// The name of an upstream. `upstreams`: the names of all.
+fn named_upstream<'a, 'v>(
+    upstreams: &'a [Arc<str>],
+) -> impl Fn(&ConfigValue<'v>) -> Option<Arc<str>> + use<'a, 'v> {
+    |value| {
+        let position = upstream(value, upstreams)?;
+        Some(Arc::clone(&upstreams[position]))
+    }
+}
+
+/// With `directory = "webapp"` a user that may not call the upstream of the users could not log out.
+fn check_own_upstream(table: &ConfigTable<'_>, allowed: &[Arc<str>], own: Option<&Arc<str>>) {
+    if let Some(own) = own.filter(|own| !allowed.is_empty() && !allowed.contains(own)) {
+        let reason = format!("lacks \"{own}\", which has the users: they could not log out");
+        table.complain("upstreams", &reason, "add it");
+    }
 }
 
 /// Position of the upstream that has the users with `directory = "webapp"`.
@@ -218,12 +268,8 @@ fn api_key(table: &ConfigTable<'_>, upstreams: &[Arc<str>]) -> Option<ApiKey> {
     if expires.is_some_and(|moment| moment <= crate::clock::unix_seconds()) {
         table.warn("expires", "has passed: this key is not valid any more", "");
     }
-    let named = |value: &ConfigValue<'_>| {
-        let position = upstream(value, upstreams)?;
-        Some(Arc::clone(&upstreams[position]))
-    };
     Some(ApiKey {
-        upstreams: table.or("upstreams", some(named), Vec::new()),
+        upstreams: table.or("upstreams", some(named_upstream(upstreams)), Vec::new()),
         expires,
         role: table.or("role", word(ROLES), Role::User),
         paths: table.or("paths", many(pattern), Vec::new()),

@@ -108,6 +108,7 @@ async fn all_records_survive_a_restart() {
         paths: vec!["/v1/*".to_owned()],
         methods: Vec::new(),
         limit: None,
+        upstreams: vec!["north".to_owned()],
     };
     let lease = SealedLease {
         upstream: "main".into(),
