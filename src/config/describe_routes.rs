@@ -35,11 +35,11 @@ fn route(route: &Route, names_upstream: bool) -> [String; 8] {
     if let Some(prefix) = &route.strip_prefix {
         let _ = write!(target, " without {prefix}");
     }
-    let methods = match route.methods.as_slice() {
+    let methods = match &*route.methods {
         [] => "any".to_owned(),
         methods => listed(methods),
     };
-    let host = match route.hosts.as_slice() {
+    let host = match &*route.hosts {
         [] => String::new(),
         hosts => listed(hosts),
     };

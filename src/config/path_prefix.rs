@@ -2,19 +2,20 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use super::{BadPattern, PathPattern, Segment};
 
 /// Literal segments at the start of a path, such as `/api/v2`; `/` has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathPrefix(Vec<String>);
+pub struct PathPrefix(Arc<[String]>);
 
 impl PathPrefix {
     /// Reads `/api` or `/`. None: a segment is not literal.
     pub fn parse(text: &str) -> Result<Option<Self>, BadPattern> {
         let pattern = PathPattern::parse(text)?;
-        let literals = pattern.0.into_iter().map(|segment| match segment {
-            Segment::Literal(text) => Some(text),
+        let literals = pattern.0.iter().map(|segment| match segment {
+            Segment::Literal(text) => Some(text.clone()),
             Segment::One(_) | Segment::Rest => None,
         });
         Ok(literals.collect::<Option<_>>().map(Self))
@@ -36,7 +37,7 @@ impl PathPrefix {
             Segment::Literal(text) => text == own,
             Segment::One(_) | Segment::Rest => false,
         };
-        pattern.0.len() >= self.len() && self.0.iter().zip(&pattern.0).all(is_same)
+        pattern.0.len() >= self.len() && self.0.iter().zip(pattern.0.iter()).all(is_same)
     }
 
     /// The pattern of the same paths behind this prefix.
@@ -50,7 +51,7 @@ impl PathPrefix {
     pub fn strip<'a>(&self, target: &'a str) -> Cow<'a, str> {
         let end = |byte: &u8| matches!(byte, b'/' | b'?');
         let mut rest = target;
-        for _ in &self.0 {
+        for _ in self.0.iter() {
             let inside = rest.get(1..).unwrap_or_default();
             let length = inside.bytes().position(|byte| end(&byte));
             rest = length.map_or("", |length| &inside[length..]);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use super::{PathPattern, Segment};
 
@@ -27,7 +28,7 @@ impl PathPattern {
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         let rest = text.strip_prefix('/').ok_or(BadPattern::NoSlash)?;
         if rest.is_empty() {
-            return Ok(Self(Vec::new()));
+            return Ok(Self(Arc::default()));
         }
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let count = rest.split('/').count();
@@ -45,7 +46,7 @@ impl PathPattern {
     /// covers `/groups` too.
     pub fn matches<'a>(&self, path: impl IntoIterator<Item = &'a str>) -> bool {
         let mut path = path.into_iter();
-        for segment in &self.0 {
+        for segment in self.0.iter() {
             if *segment == Segment::Rest {
                 return true;
             }
@@ -101,7 +102,7 @@ impl fmt::Display for PathPattern {
         if self.0.is_empty() {
             return f.write_str("/");
         }
-        for segment in &self.0 {
+        for segment in self.0.iter() {
             match segment {
                 Segment::Literal(text) => write!(f, "/{text}")?,
                 Segment::One(name) => write!(f, "/{{{name}}}")?,

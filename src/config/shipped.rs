@@ -16,7 +16,7 @@ use crate::profiles::{Profile, ProfileAccess, ProfileRoute, Role, RouteNeeds};
 pub struct ProfileRouting {
     pub upstream: Arc<str>,
     /// As in `Route::hosts`.
-    pub hosts: Vec<String>,
+    pub hosts: Arc<[String]>,
     /// Stands before the profile's paths, and is removed before they are forwarded.
     pub path_prefix: Option<PathPrefix>,
 }
@@ -26,7 +26,7 @@ impl ProfileRouting {
     pub fn everywhere(upstream: Arc<str>) -> Self {
         Self {
             upstream,
-            hosts: Vec::new(),
+            hosts: Arc::default(),
             path_prefix: None,
         }
     }
@@ -34,7 +34,7 @@ impl ProfileRouting {
     /// One routing for each kind of host, so that they can be sorted.
     fn by_kind_of_host(&self) -> Vec<Self> {
         let of = |hosts: Vec<String>| Self {
-            hosts,
+            hosts: Arc::from(hosts),
             ..self.clone()
         };
         if self.hosts.is_empty() {
@@ -80,7 +80,7 @@ pub fn shipped_routes(profile: &Profile, routings: &[ProfileRouting]) -> Vec<Rou
 fn led_by(route: &Route, routing: &ProfileRouting) -> Route {
     let prefix = &routing.path_prefix;
     Route {
-        hosts: routing.hosts.clone(),
+        hosts: Arc::clone(&routing.hosts),
         path: match prefix {
             Some(prefix) => prefix.before(&route.path),
             None => route.path.clone(),
@@ -101,18 +101,18 @@ fn shipped(route: &ProfileRoute, profile: &Profile) -> Route {
     };
     let plain = Route {
         name: Arc::from(route.name),
-        hosts: Vec::new(),
+        hosts: Arc::default(),
         path: PathPattern::parse(route.path).expect("paths of profiles are checked by a test"),
         strip_prefix: None,
         preserve_host: false,
-        methods: route.methods.to_vec(),
-        access: match route.access {
-            ProfileAccess::Open => vec![Access::Open],
-            ProfileAccess::Token => vec![Access::Token],
-            ProfileAccess::Service => vec![Access::Token, Access::ApiKey],
-            ProfileAccess::Admin => vec![Access::Role(Role::Admin)],
-            ProfileAccess::Own => vec![Access::Token, Access::Role(Role::Admin)],
-        },
+        methods: Arc::from(route.methods),
+        access: Arc::from(match route.access {
+            ProfileAccess::Open => &[Access::Open][..],
+            ProfileAccess::Token => &[Access::Token],
+            ProfileAccess::Service => &[Access::Token, Access::ApiKey],
+            ProfileAccess::Admin => &[Access::Role(Role::Admin)],
+            ProfileAccess::Own => &[Access::Token, Access::Role(Role::Admin)],
+        }),
         target: Target::Upstream,
         upstream: Arc::from(""),
         class: Arc::from(class),

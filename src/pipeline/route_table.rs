@@ -49,7 +49,7 @@ pub struct RouteEntry {
     /// The clients' own tokens are tokens of that upstream.
     pub(in crate::pipeline) takes_client_tokens: bool,
     /// Name of the bucket of limits by class: the upstream that its requests go to, `/` and the class.
-    pub(in crate::pipeline) class_bucket: Box<str>,
+    pub(in crate::pipeline) class_bucket: Arc<str>,
     /// None: path and `Host` are forwarded as usual.
     pub(in crate::pipeline) rewrite: Option<Box<RouteRewrite>>,
     /// Shared by all routes of this name.
@@ -109,9 +109,16 @@ impl RouteTable {
             ..Self::default()
         };
         let mut counts: HashMap<&str, Arc<RouteCounts>> = HashMap::new();
+        let mut buckets: HashMap<String, Arc<str>> = HashMap::new();
         for (index, route) in routes.iter().enumerate() {
-            table.insert(route, index);
+            if route.hosts.is_empty() {
+                table.any_host.insert(&route.path, index);
+            }
             let upstream = upstream(route);
+            let bucket = format!("{}/{}", upstream.name, route.class);
+            let bucket = buckets
+                .entry(bucket)
+                .or_insert_with_key(|name| Arc::from(&**name));
             let new = || Arc::new(RouteCounts::new(&route.name));
             let counts = counts.entry(&route.name).or_insert_with(new);
             table.routes.push(RouteEntry {
@@ -119,24 +126,14 @@ impl RouteTable {
                 index,
                 upstream: upstream.position,
                 takes_client_tokens: upstream.has_users,
-                class_bucket: format!("{}/{}", upstream.name, route.class).into(),
+                class_bucket: Arc::clone(bucket),
                 rewrite: RouteRewrite::of(route).map(Box::new),
                 counts: Arc::clone(counts),
             });
         }
         table.any_host.shrink();
-        if let Some(by_host) = &mut table.by_host {
-            by_host.shrink();
-        }
+        table.by_host = HostTable::of(routes);
         table
-    }
-
-    fn insert(&mut self, route: &Route, index: usize) {
-        if route.hosts.is_empty() {
-            return self.any_host.insert(&route.path, index);
-        }
-        let by_host = self.by_host.get_or_insert_default();
-        by_host.insert(&route.hosts, &route.path, index);
     }
 
     /// The first route that takes this host, path and method. Fails with `MethodNotAllowed` when the
@@ -190,7 +187,7 @@ impl RouteTable {
         }
         let methods = matching
             .iter()
-            .flat_map(|index| &self.routes[*index].methods);
+            .flat_map(|index| self.routes[*index].methods.iter());
         let mut allowed: Vec<&str> = Vec::new();
         for method in methods.map(Method::as_str) {
             if !allowed.contains(&method) {
@@ -242,12 +239,12 @@ mod tests {
     fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Arc<Route> {
         Arc::new(Route {
             name: format!("r{index}").into(),
-            hosts: Vec::new(),
+            hosts: Arc::default(),
             path,
             strip_prefix: None,
             preserve_host: false,
-            methods,
-            access: vec![Access::Token],
+            methods: methods.into(),
+            access: Arc::from([Access::Token]),
             target: Target::Upstream,
             upstream: "main".into(),
             class: "other".into(),
@@ -287,7 +284,7 @@ mod tests {
                 if rest {
                     all.push(Segment::Rest);
                 }
-                PathPattern(all)
+                PathPattern(all.into())
             })
     }
 
@@ -318,9 +315,13 @@ mod tests {
 
     #[test]
     fn hosts_and_methods_narrow_a_route() {
-        let wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
+        let wild = route(
+            0,
+            PathPattern(Arc::from([Segment::Rest])),
+            vec![Method::GET],
+        );
         let wild = Route {
-            hosts: vec!["*.example.org".to_owned()],
+            hosts: Arc::from(["*.example.org".to_owned()]),
             ..(*wild).clone()
         };
         let table = RouteTable::new(&[Arc::new(wild)], |_| RouteUpstream::default());

@@ -24,7 +24,7 @@ struct LiteralNode {
 impl RouteNode {
     pub(super) fn insert(&mut self, pattern: &PathPattern, index: usize) {
         let mut node = self;
-        for segment in &pattern.0 {
+        for segment in pattern.0.iter() {
             node = match segment {
                 Segment::Literal(text) => node.literal_or_new(text),
                 Segment::One(_) => node.one.get_or_insert_default(),

@@ -62,6 +62,7 @@ fn settings() -> UsersConfig {
         max_tokens: 20_000_000,
         first_admin: None,
         hashing_slots: 1,
+        ..UsersConfig::default()
     }
 }
 
@@ -113,15 +114,15 @@ fn route(index: usize) -> Route {
     let literal = |text: String| Segment::Literal(text);
     Route {
         name: format!("r{index}").into(),
-        hosts: Vec::new(),
-        path: PathPattern(vec![
+        hosts: Arc::default(),
+        path: PathPattern(Arc::from([
             literal("v1".to_owned()),
             literal(format!("group{}", index % 100)),
             literal(format!("node{index}")),
             Segment::One("id".to_owned()),
-        ]),
-        methods: vec![Method::GET],
-        access: vec![Access::Token],
+        ])),
+        methods: Arc::from([Method::GET]),
+        access: Arc::from([Access::Token]),
         target: Target::Upstream,
         upstream: "main".into(),
         strip_prefix: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::clock;
 use crate::lifecycle::TaskSet;
@@ -23,10 +23,15 @@ pub(in crate::upstream) trait PooledConnection {
 
 /// Idle connections. Its lock is never contended: one worker uses it.
 pub(in crate::upstream) struct IdlePool<C> {
-    idle: Mutex<Vec<IdleConnection<C>>>,
+    state: Mutex<PoolState<C>>,
     idle_timeout: Duration,
-    /// Dropped with the pool: the reaper ends then.
-    _gone: oneshot::Sender<()>,
+    tasks: TaskSet,
+}
+
+struct PoolState<C> {
+    idle: Vec<IdleConnection<C>>,
+    /// Dropped with the pool: the reaper ends then. None: none runs, since no connection is idle.
+    reaper: Option<oneshot::Sender<()>>,
 }
 
 struct IdleConnection<C> {
@@ -36,32 +41,17 @@ struct IdleConnection<C> {
 
 impl<C: PooledConnection + Send + 'static> IdlePool<C> {
     pub(in crate::upstream) fn new(idle_timeout: Duration, tasks: &TaskSet) -> Arc<Self> {
-        let (gone, is_gone) = oneshot::channel();
-        let pool = Arc::new(Self {
-            idle: Mutex::default(),
+        Arc::new(Self {
+            state: Mutex::new(PoolState {
+                idle: Vec::new(),
+                reaper: None,
+            }),
             idle_timeout,
-            _gone: gone,
-        });
-        let reaper = reap(Arc::downgrade(&pool), idle_timeout, is_gone);
-        tasks.spawn("idle upstream connections", reaper);
-        pool
-    }
-}
-
-impl<C: PooledConnection> IdlePool<C> {
-    /// A connection that can take a request now.
-    pub(in crate::upstream) fn take(&self) -> Option<Box<C>> {
-        let mut idle = self.idle.lock();
-        let now = clock::now();
-        while let Some(mut last) = idle.pop() {
-            if last.is_usable(now, self.idle_timeout) {
-                return Some(last.connection);
-            }
-        }
-        None
+            tasks: tasks.clone(),
+        })
     }
 
-    pub(super) fn give_back(&self, connection: Box<C>) {
+    pub(super) fn give_back(self: &Arc<Self>, connection: Box<C>) {
         let since = clock::now();
         if connection
             .usable_until()
@@ -69,20 +59,54 @@ impl<C: PooledConnection> IdlePool<C> {
         {
             return; // closed: the upstream is about to do the same
         }
-        self.idle.lock().push(IdleConnection { connection, since });
+        let mut state = self.state.lock();
+        state.idle.push(IdleConnection { connection, since });
+        if state.reaper.is_none() {
+            state.reaper = Some(self.reap());
+        }
+    }
+
+    /// Starts the reaper; it ends when the sender is dropped.
+    #[cold]
+    fn reap(self: &Arc<Self>) -> oneshot::Sender<()> {
+        let (gone, is_gone) = oneshot::channel();
+        let reaper = reap(Arc::downgrade(self), self.idle_timeout, is_gone);
+        self.tasks.spawn("idle upstream connections", reaper);
+        gone
+    }
+}
+
+impl<C: PooledConnection> IdlePool<C> {
+    /// A connection that can take a request now.
+    pub(in crate::upstream) fn take(&self) -> Option<Box<C>> {
+        let mut state = self.state.lock();
+        let now = clock::now();
+        while let Some(mut last) = state.idle.pop() {
+            if last.is_usable(now, self.idle_timeout) {
+                return Some(last.connection);
+            }
+        }
+        None
     }
 
     /// Closes every connection that is not in use.
     pub(in crate::upstream) fn close_idle(&self) {
-        self.idle.lock().clear();
+        self.state.lock().idle.clear();
     }
 
-    /// Closes those that are idle for too long, and those that the upstream has closed.
-    fn sweep(&self) {
+    /// Closes those that are idle for too long, and those that the upstream has closed. False: none is left,
+    /// and the reaper ends.
+    fn sweep(&self) -> bool {
         let now = Instant::now();
-        self.idle
-            .lock()
+        let mut state = self.state.lock();
+        state
+            .idle
             .retain_mut(|idle| idle.is_usable(now, self.idle_timeout));
+        if state.idle.is_empty() {
+            state.idle.shrink_to_fit();
+            state.reaper = None;
+        }
+        state.reaper.is_some()
     }
 }
 
@@ -103,7 +127,8 @@ async fn reap<C: PooledConnection>(
     mut is_gone: oneshot::Receiver<()>,
 ) {
     let often = (idle_timeout / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
-    let mut tick = interval(often);
+    // Not at once: under load the pool is often empty for a moment.
+    let mut tick = interval_at(Instant::now() + often, often);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
@@ -112,14 +137,16 @@ async fn reap<C: PooledConnection>(
             _ = tick.tick() => {}
         }
         let Some(pool) = pool.upgrade() else { return };
-        pool.sweep();
+        if !pool.sweep() {
+            return;
+        }
     }
 }
 
 impl<C> fmt::Debug for IdlePool<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdlePool")
-            .field("idle", &self.idle.lock().len())
+            .field("idle", &self.state.lock().idle.len())
             .finish_non_exhaustive()
     }
 }

@@ -85,7 +85,7 @@ fn host_covers(one: &str, other: &str) -> bool {
 
 fn path_covers(one: &PathPattern, other: &PathPattern) -> bool {
     let mut others = other.0.iter();
-    for segment in &one.0 {
+    for segment in one.0.iter() {
         let fits = match (segment, others.next()) {
             (Segment::Rest, _) => return true,
             (_, None | Some(Segment::Rest)) => false,

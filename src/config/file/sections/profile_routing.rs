@@ -32,7 +32,7 @@ impl UpstreamNames {
         let name: Arc<str> = Arc::from(name);
         let routing = ProfileRouting {
             upstream: Arc::clone(&name),
-            hosts: table.or("hosts", many(host), Vec::new()),
+            hosts: Arc::from(table.or("hosts", many(host), Vec::new())),
             path_prefix: table.read("path_prefix", prefix),
         };
         let is_wrong = |key| table.has_problem(key);
@@ -75,7 +75,7 @@ fn is_shared(one: &ProfileRouting, other: &ProfileRouting) -> bool {
         (Some(one), Some(other)) => one == other,
         _ => length(one) == length(other),
     };
-    let same_host = match (one.hosts.as_slice(), other.hosts.as_slice()) {
+    let same_host = match (&*one.hosts, &*other.hosts) {
         ([], []) => true,
         (hosts, others) => hosts.iter().any(|host| others.contains(host)),
     };

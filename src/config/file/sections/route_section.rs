@@ -111,8 +111,8 @@ impl RouteName {
 /// The upstream knows the roles of its own users and checks them; a token that the gateway has
 /// learned from a login says nothing about roles.
 fn leave_roles_to_upstream(route: &mut Route) {
-    if route.access == [Access::Role(Role::Admin)] {
-        route.access.insert(0, Access::Token);
+    if *route.access == [Access::Role(Role::Admin)] {
+        route.access = Arc::from([Access::Token, Access::Role(Role::Admin)]);
     }
 }
 
@@ -176,12 +176,12 @@ fn added(
 fn plain(name: &Arc<str>, upstream: Arc<str>) -> Route {
     Route {
         name: Arc::clone(name),
-        hosts: Vec::new(),
-        path: PathPattern(Vec::new()),
+        hosts: Arc::default(),
+        path: PathPattern(Arc::default()),
         strip_prefix: None,
         preserve_host: false,
-        methods: Vec::new(),
-        access: vec![Access::Token],
+        methods: Arc::default(),
+        access: Arc::from([Access::Token]),
         target: Target::Upstream,
         upstream,
         class: Arc::from("other"),
@@ -196,12 +196,12 @@ fn plain(name: &Arc<str>, upstream: Arc<str>) -> Route {
 
 /// The keys of one `[[route]]`; None: not there, or wrong.
 struct RouteKeys {
-    hosts: Option<Vec<String>>,
+    hosts: Option<Arc<[String]>>,
     path: Option<PathPattern>,
     strip_prefix: Option<PathPrefix>,
     preserve_host: Option<bool>,
-    methods: Option<Vec<Method>>,
-    access: Option<Vec<Access>>,
+    methods: Option<Arc<[Method]>>,
+    access: Option<Arc<[Access]>>,
     target: Option<Target>,
     class: Option<Arc<str>>,
     monitoring: Option<bool>,
@@ -215,12 +215,12 @@ struct RouteKeys {
 impl RouteKeys {
     fn read(table: &ConfigTable<'_>) -> Self {
         Self {
-            hosts: table.read("hosts", many(host)),
+            hosts: table.read("hosts", many(host)).map(Arc::from),
             path: table.read("path", pattern),
             strip_prefix: table.read("strip_prefix", prefix),
             preserve_host: table.read("preserve_host", flag),
-            methods: table.read("methods", many(method)),
-            access: table.read("access", some(word(ACCESS))),
+            methods: table.read("methods", many(method)).map(Arc::from),
+            access: table.read("access", some(word(ACCESS))).map(Arc::from),
             target: table.read("target", word(TARGETS)),
             class: table.read("class", name).map(Arc::from),
             monitoring: table.read("monitoring", flag),
