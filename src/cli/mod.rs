@@ -1,8 +1,9 @@
-//! The command line: serve, check, health, store, hash-password, new-key, emulate. Start at
+//! The command line: serve, check, health, profiles, store, hash-password, new-key, emulate. Start at
 //! `command`; larger commands have files of their own.
 
 mod check_command;
 mod health_command;
+mod profiles_command;
 mod store_command;
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
@@ -76,6 +77,11 @@ enum CliCommand {
         #[arg(long, default_value = "my-service")]
         name: String,
     },
+    /// List the logins of known services, or print one as configuration.
+    Profiles {
+        #[command(subcommand)]
+        command: Option<profiles_command::ProfilesCommand>,
+    },
     /// Look at, back up, fill or shrink the store, while no gate uses it.
     Store {
         #[command(subcommand)]
@@ -105,6 +111,8 @@ enum Error {
     Hash(#[source] identity::HashFailed),
     #[error("cannot use the store")]
     Store(#[from] crate::store::TransferError),
+    #[error("there is no profile of a login called {name}{meant}")]
+    UnknownProfile { name: String, meant: String },
     #[error("cannot write the answer")]
     Unwritten(#[from] io::Error),
 }
@@ -147,6 +155,7 @@ fn command(arguments: CliArguments) -> Result<ExitCode, Error> {
             };
             health_command::run(&path, question, &mut out)
         }
+        CliCommand::Profiles { command } => profiles_command::run(command, &mut out).map(done),
         CliCommand::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
         CliCommand::NewKey { name } => new_key(&name, &mut out).map(done),
         CliCommand::Store { command } => {

@@ -32,6 +32,7 @@ pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use path_prefix::PathPrefix;
 pub use pattern::{BadPattern, plain};
+pub(crate) use problem::nearest;
 pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
 pub use reload::ConfigWatcher;
 pub use request_rules::{

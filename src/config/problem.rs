@@ -115,7 +115,7 @@ impl fmt::Display for ProblemTable<'_> {
 }
 
 /// The word of `known` that `word` was most likely meant to be.
-pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // `user` for `username` is a larger distance than a typing error, and a likely mistake.
     let distance = |candidate: &str| match word.len() >= 3 && candidate.starts_with(word) {
         true => 1,

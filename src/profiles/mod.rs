@@ -11,6 +11,7 @@ mod password_rule;
 mod problem_json;
 mod profile_route;
 mod role;
+mod services;
 mod template;
 mod user_name;
 mod users_replies;
@@ -29,6 +30,7 @@ pub use login_description::{
 pub use password_rule::{BadPassword, check_password};
 pub use profile_route::{ProfileAccess, ProfileLimit, ProfileRoute, RouteNeeds, UsersCall};
 pub use role::Role;
+pub use services::{SERVICE_LOGINS, ServiceLogin};
 pub use template::{Template, TemplateFault, TemplateName, TemplateValue};
 pub use user_name::{
     BadName, check_addressable, check_name, is_escaped_twice, is_invisible, name_in_path,

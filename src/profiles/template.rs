@@ -100,6 +100,14 @@ impl Template {
         self.parts.extend(escaped);
     }
 
+    /// Whether it is empty whatever the values that are known later.
+    pub fn is_empty(&self) -> bool {
+        self.parts.iter().all(|part| match part {
+            TemplatePart::Text(text) | TemplatePart::Value(text) => text.is_empty(),
+            TemplatePart::Name(_) => false,
+        })
+    }
+
     /// Whether it has this value.
     pub fn has(&self, name: TemplateName) -> bool {
         self.parts.contains(&TemplatePart::Name(name))

@@ -2,6 +2,7 @@
 
 mod described_logins;
 mod example;
+mod known_services;
 mod own_logins;
 mod reach;
 mod switched_on;

@@ -23,6 +23,7 @@ mod names;
 #[cfg(feature = "emulator")]
 mod proxies;
 mod server;
+mod service_logins;
 mod session;
 mod stub_dns;
 #[cfg(feature = "emulator")]

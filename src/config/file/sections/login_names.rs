@@ -2,10 +2,16 @@
 
 use std::cell::RefCell;
 
+use toml::de::DeValue;
+
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::value_readers::text;
 use crate::config::problem::nearest;
 use crate::profiles::{Template, TemplateFault, TemplateName, TemplateValue};
+
+/// The keys that say who logs in; OAuth2 calls them otherwise (RFC 6749, 2.3.1).
+pub(super) const USERNAMES: [&str; 2] = ["username", "client_id"];
+pub(super) const PASSWORDS: [&str; 2] = ["password", "client_secret"];
 
 /// User name, password, and the texts that the operator gave a name.
 pub(super) struct LoginNames {
@@ -15,6 +21,8 @@ pub(super) struct LoginNames {
     values: Vec<LoginValue>,
     /// Names of values that a template has.
     used: RefCell<Vec<String>>,
+    /// Names that a template has and that are no values.
+    missing: RefCell<Vec<String>>,
 }
 
 struct LoginValue {
@@ -29,17 +37,24 @@ impl LoginNames {
             password,
             values: Vec::new(),
             used: RefCell::default(),
+            missing: RefCell::default(),
         }
     }
 
     /// Also the other keys of the login's table.
     pub(super) fn with_values(mut self, who: &ConfigTable<'_>) -> Self {
         for (name, value) in who.others() {
-            if let Some(text) = text(&value) {
+            let is_new = self.values.iter().all(|known| known.name != name);
+            if let Some(text) = text_or_empty(&value).filter(|_| is_new) {
                 self.values.push(LoginValue { name, text });
             }
         }
         self
+    }
+
+    /// Names in templates for which there is no value.
+    pub(super) fn missing(&self) -> Vec<String> {
+        self.missing.borrow().clone()
     }
 
     /// A template that can have the values of the file, and `later`.
@@ -55,12 +70,15 @@ impl LoginNames {
                 self.used.borrow_mut().push(name.to_owned());
                 return Some(TemplateValue::Given(found.text.clone()));
             }
-            let found = later.iter().find(|one| self.key(**one) == name);
+            let found = later.iter().find(|one| keys(**one).contains(&name));
             found.map(|name| TemplateValue::Later(*name))
         };
         match Template::parse(&text, known) {
             Ok(template) => Some(template),
             Err(fault) => {
+                if let TemplateFault::Unknown(name) = &fault {
+                    self.missing.borrow_mut().push(name.clone());
+                }
                 value.complain(&fault.to_string(), &self.suggestion(&fault, later));
                 None
             }
@@ -114,5 +132,21 @@ impl LoginNames {
             };
             who.complain(&value.name, "is in no template of this login", &suggestion);
         }
+    }
+}
+
+fn keys(name: TemplateName) -> &'static [&'static str] {
+    match name {
+        TemplateName::Username => &USERNAMES,
+        TemplateName::Password => &PASSWORDS,
+        TemplateName::Token => &["token"],
+    }
+}
+
+/// A value may be empty: a form field with nothing else is left out.
+fn text_or_empty(value: &ConfigValue<'_>) -> Option<String> {
+    match value.inner {
+        DeValue::String(text) if text.is_empty() => Some(String::new()),
+        _ => text(value),
     }
 }

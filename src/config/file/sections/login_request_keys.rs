@@ -10,7 +10,7 @@ use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::value_readers::{method, number, some, word};
 use crate::profiles::{
     BodyValue, CredentialForm, FormField, HeaderTemplate, JsonMember, JsonTemplate,
-    LoginAcceptance, LoginContent, Template, TemplateName,
+    LoginAcceptance, LoginContent, LoginDescription, Template, TemplateName,
 };
 
 /// Of a refusal of user name or password, where the file names none: with 429 and 5xx the login is
@@ -33,46 +33,97 @@ pub(super) struct LoginRequest {
     pub(super) refused: Vec<StatusCode>,
 }
 
-pub(super) fn login_request(value: &ConfigValue<'_>, names: &LoginNames) -> Option<LoginRequest> {
+/// `base`: the call of a service, of which the file changes some keys.
+pub(super) fn login_request(
+    value: &ConfigValue<'_>,
+    names: &LoginNames,
+    base: Option<LoginRequest>,
+) -> Option<LoginRequest> {
     let table = value.table()?;
-    let method = table.or("method", method, Method::POST);
-    let target = table.required("path", |value| path(value, names), "\"/auth/login\"");
-    let query = table.section("query").map(|table| fields(&table, names));
-    let headers = table.section("headers").map(|table| headers(&table, names));
-    let body = body(&table, names);
+    let is_whole = base.is_none();
+    let base = base.unwrap_or_else(LoginRequest::without_path);
+    let method = table.or("method", method, base.method);
+    let path = |value: &ConfigValue<'_>| path(value, names);
+    let target = match is_whole {
+        true => table.required("path", path, "\"/auth/login\"")?,
+        false => optional(&table, "path", path)?.unwrap_or(base.target),
+    };
+    let fields = |value: &ConfigValue<'_>| fields(&value.table()?, names);
+    let query = optional(&table, "query", fields)?.unwrap_or_default();
+    let headers = |value: &ConfigValue<'_>| headers(&value.table()?, names);
+    let headers = optional(&table, "headers", headers)?.unwrap_or(base.headers);
+    let body = match table.has("form") || table.has("json") {
+        true => body(&table, names)?,
+        false => base.body,
+    };
     let forms = word(&[
         ("basic", CredentialForm::Basic),
         ("client_secret_basic", CredentialForm::ClientSecretBasic),
     ]);
-    let credential = table.or("auth", forms, CredentialForm::InTemplates);
-    let statuses = table.or(
-        "status",
-        some(status),
-        vec![StatusCode::OK, StatusCode::CREATED],
-    );
-    let success = table.section("success").map(|table| success(&table));
-    let refused = table.or("refused", some(status), REFUSED.to_vec());
-    if let Some(both) = refused.iter().find(|status| statuses.contains(status)) {
+    let success = |value: &ConfigValue<'_>| success(&value.table()?);
+    let request = LoginRequest {
+        method,
+        target: with_query(target, query),
+        headers,
+        credential: table.or("auth", forms, base.credential),
+        body,
+        accepted: LoginAcceptance {
+            statuses: table.or("status", some(status), base.accepted.statuses),
+            body: optional(&table, "success", success)?.or(base.accepted.body),
+        },
+        refused: table.or("refused", some(status), base.refused),
+    };
+    let mut refused = request.refused.iter();
+    if let Some(both) = refused.find(|status| request.accepted.statuses.contains(status)) {
         let reason = format!("has {}, which status says means success", both.as_u16());
         table.complain("refused", &reason, "");
     }
-    let request = LoginRequest {
-        method,
-        target: with_query(target?, query.unwrap_or_else(|| Some(Vec::new()))?),
-        headers: headers.unwrap_or_else(|| Some(Vec::new()))?,
-        credential,
-        body: body?,
-        accepted: LoginAcceptance {
-            statuses,
-            body: match success {
-                Some(success) => Some(success?),
-                None => None,
-            },
-        },
-        refused,
-    };
     complain_without_password(&table, &request, names);
     Some(request)
+}
+
+/// `Some(None)`: the key is not there; None: its value is wrong.
+#[expect(clippy::option_option, reason = "missing and wrong are told apart")]
+fn optional<'a, T>(
+    table: &ConfigTable<'a>,
+    key: &'static str,
+    reader: impl Fn(&ConfigValue<'a>) -> Option<T>,
+) -> Option<Option<T>> {
+    match table.value(key) {
+        None => Some(None),
+        Some(value) => reader(&value).map(Some),
+    }
+}
+
+impl LoginRequest {
+    /// The call of this login.
+    pub(super) fn of(login: &LoginDescription) -> Self {
+        Self {
+            method: login.method.clone(),
+            target: login.target.clone(),
+            headers: login.headers.clone(),
+            credential: login.credential,
+            body: login.body.clone(),
+            accepted: login.accepted.clone(),
+            refused: login.refused.clone(),
+        }
+    }
+
+    /// What holds where the file says nothing.
+    pub(super) fn without_path() -> Self {
+        Self {
+            method: Method::POST,
+            target: Template::of("/"),
+            headers: Vec::new(),
+            credential: CredentialForm::InTemplates,
+            body: LoginContent::Empty,
+            accepted: LoginAcceptance {
+                statuses: vec![StatusCode::OK, StatusCode::CREATED],
+                body: None,
+            },
+            refused: REFUSED.to_vec(),
+        }
+    }
 }
 
 fn complain_without_password(table: &ConfigTable<'_>, request: &LoginRequest, names: &LoginNames) {
@@ -155,7 +206,9 @@ fn fields(table: &ConfigTable<'_>, names: &LoginNames) -> Option<Vec<FormField>>
         Some(FormField { name, value })
     };
     let fields: Vec<_> = table.others().into_iter().map(field).collect();
-    fields.into_iter().collect()
+    let fields: Option<Vec<FormField>> = fields.into_iter().collect();
+    let is_sent = |field: &FormField| !field.value.is_empty();
+    Some(fields?.into_iter().filter(is_sent).collect())
 }
 
 fn with_query(mut target: Template, query: Vec<FormField>) -> Template {

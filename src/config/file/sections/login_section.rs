@@ -3,30 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::login_names::LoginNames;
-use super::login_request_keys::login_request;
-use super::login_response_keys::{expiry_sources, token_source};
-use super::login_values::header_name;
+use http::uri::PathAndQuery;
+
+use super::login_keys::LoginKeys;
+use super::login_names::{LoginNames, PASSWORDS, USERNAMES};
+use super::login_request_keys::LoginRequest;
+use super::service_login::{ServiceDefaults, read_service};
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::named_files::secret;
-use crate::config::file::value_readers::{
-    flag, number, share, some, span, span_or_none, text, username,
-};
+use crate::config::file::value_readers::{flag, number, share, span, span_or_none, text, username};
+use crate::config::problem::nearest;
 use crate::config::{AddressResolution, Login};
-use crate::profiles::{
-    ExpirySource, HeaderTemplate, LoginDescription, Profile, TemplateName, TokenSource,
-};
+use crate::profiles::{LoginDescription, Profile, SERVICE_LOGINS, ServiceLogin};
 use crate::secret::SecretSource;
-
-/// The pairs of keys that say who logs in: OAuth2 calls them otherwise (RFC 6749, 2.3.1).
-const NAMES: [&str; 2] = ["username", "client_id"];
-const SECRETS: [&str; 2] = ["password", "client_secret"];
-/// Of a login that the file describes and that does not say when its token ends.
-const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 
 /// The login of one upstream.
 pub(super) struct LoginSection {
     pub(super) login: Option<Login>,
+    /// Of the service that `login.profile` names.
+    pub(super) probe: Option<PathAndQuery>,
     pub(super) description: Arc<LoginDescription>,
 }
 
@@ -40,17 +35,26 @@ pub(super) fn login_section(
     let who = table.section("login");
     let username = who.as_ref().and_then(user_name);
     let password = who.as_ref().and_then(password);
-    let description = match &who {
+    let described = match &who {
         Some(who) => described(who, profile),
-        None => Some((profile.login)()),
+        None => Some(DescribedLogin {
+            description: (profile.login)(),
+            defaults: ServiceDefaults::default(),
+        }),
     };
+    let defaults = described.as_ref().map(|login| login.defaults.clone());
+    let defaults = defaults.unwrap_or_default();
     // Read with and without a login, so that each is a known key.
     let renew_at = table.or("renew_at", share(0.1..=0.95), 0.8);
     let renew_floor = table.or("renew_floor", span_or_none, Duration::from_secs(300));
     let min_login_interval = table.or("min_login_interval", span, Duration::from_secs(1));
-    let logins_per_hour = table.or("logins_per_hour", number(1..=36_000), 120);
+    let logins_per_hour = table.or(
+        "logins_per_hour",
+        number(1..=36_000),
+        defaults.logins_per_hour,
+    );
     let timeout = table.or("login_timeout", span, Duration::from_secs(30));
-    let single_active_token = table.or("single_active_token", flag, false);
+    let single_active_token = table.or("single_active_token", flag, defaults.single_active_token);
     let per_endpoint = login_per_endpoint(table, has_several, resolution);
     let login = username.zip(password).map(|(username, password)| Login {
         username,
@@ -64,8 +68,12 @@ pub(super) fn login_section(
         per_endpoint,
     });
     LoginSection {
-        login: login.filter(|_| description.is_some()),
-        description: Arc::new(description.unwrap_or_else(profile.login)),
+        login: login.filter(|_| described.is_some()),
+        probe: defaults.probe,
+        description: Arc::new(match described {
+            Some(described) => described.description,
+            None => (profile.login)(),
+        }),
     }
 }
 
@@ -87,7 +95,7 @@ fn given(who: &ConfigTable<'_>, keys: [&'static str; 2]) -> &'static str {
 }
 
 fn user_name(who: &ConfigTable<'_>) -> Option<String> {
-    match given(who, NAMES) {
+    match given(who, USERNAMES) {
         "client_id" => who.required("client_id", text, "\"gateway\""),
         key => who.required(key, username, "\"gateway\""),
     }
@@ -95,89 +103,69 @@ fn user_name(who: &ConfigTable<'_>) -> Option<String> {
 
 fn password(who: &ConfigTable<'_>) -> Option<SecretSource> {
     let place = "{ file = \"/run/secrets/password\" }";
-    who.required(given(who, SECRETS), secret, place)
+    who.required(given(who, PASSWORDS), secret, place)
 }
 
-/// The profile's login with what the file says otherwise. None: something is wrong.
-fn described(who: &ConfigTable<'_>, profile: &Profile) -> Option<LoginDescription> {
-    let is_described = who.has("request");
-    let names = LoginNames::new(given(who, NAMES), given(who, SECRETS));
-    let token = who.read("token", token_source);
-    let expiry = who.read("expires", expiry_sources);
-    let inject_value = who.value("inject");
-    let request_value = who.value("request");
-    let names = match is_described {
-        true => names.with_values(who),
-        false => names,
-    };
-    let inject = inject_value.map(|value| injected(&value, &names));
-    let request = request_value.map(|value| login_request(&value, &names));
-    let has_failed = (who.has("token") && token.is_none())
-        || (who.has("expires") && expiry.is_none())
-        || matches!(inject, Some(None))
-        || matches!(request, Some(None));
-    if has_failed {
-        return None;
-    }
-    let shipped = (profile.login)();
-    let Some(request) = request.flatten() else {
-        return Some(LoginDescription {
-            token: token.unwrap_or(shipped.token),
-            expiry: expiry.unwrap_or(shipped.expiry),
-            inject: inject.flatten().unwrap_or(shipped.inject),
-            ..shipped
-        });
-    };
-    let oauth = || {
-        vec![
-            ExpirySource::PointerSeconds("/expires_in".to_owned()),
-            ExpirySource::JwtExp,
-            ExpirySource::Fixed(DEFAULT_LIFE),
-        ]
-    };
-    let description = LoginDescription {
-        method: request.method,
-        target: request.target,
-        headers: request.headers,
-        credential: request.credential,
-        body: request.body,
-        accepted: request.accepted,
-        refused: request.refused,
-        token: token.unwrap_or_else(|| TokenSource::Pointer("/access_token".to_owned())),
-        expiry: expiry.unwrap_or_else(oauth),
-        inject: inject
-            .flatten()
-            .unwrap_or_else(|| vec![HeaderTemplate::bearer()]),
-        password_change: None,
-    };
-    names.report_unused(who);
-    Some(description)
+/// A login as it is described, and what holds for it unless the file says otherwise.
+struct DescribedLogin {
+    description: LoginDescription,
+    defaults: ServiceDefaults,
 }
 
-/// One table with `header` and `value`, or a list of them.
-fn injected(value: &ConfigValue<'_>, names: &LoginNames) -> Option<Vec<HeaderTemplate>> {
-    let one = |value: &ConfigValue<'_>| {
-        let table = value.table()?;
-        let name = table.required("header", header_name, "\"authorization\"");
-        let template = |value: &ConfigValue<'_>| names.template(value, &[TemplateName::Token]);
-        let template = table.required("value", template, "\"Bearer {token}\"");
-        Some(HeaderTemplate {
-            name: name?,
-            value: template?,
-        })
-    };
-    let all = match value.inner {
-        toml::de::DeValue::Array(_) => some(one)(value)?,
-        _ => vec![one(value)?],
-    };
-    if !all.iter().any(|field| field.value.has(TemplateName::Token)) {
-        value.complain(
-            "does not have {token}",
-            "such as value = \"Bearer {token}\"",
-        );
+/// None: something is wrong.
+fn described(who: &ConfigTable<'_>, profile: &Profile) -> Option<DescribedLogin> {
+    let service = who.read("profile", service);
+    if who.has("profile") && service.is_none() {
         return None;
     }
-    Some(all)
+    LoginKeys::reserve(who);
+    let mut names = LoginNames::new(given(who, USERNAMES), given(who, PASSWORDS));
+    if service.is_some() || who.has("request") {
+        names = names.with_values(who);
+    }
+    let mut defaults = ServiceDefaults::default();
+    let base = match service {
+        None => (profile.login)(),
+        Some(service) => {
+            let read = read_service(service, names);
+            names = read.names;
+            if let Some(missing) = names.missing().first() {
+                let reason = format!("\"{}\" needs {missing}", service.name);
+                let suggestion = format!("add {missing} = \"..\" to the login");
+                who.complain("profile", &reason, &suggestion);
+                return None;
+            }
+            defaults = read.defaults;
+            read.description?
+        }
+    };
+    let before = service.map(|_| LoginRequest::of(&base));
+    let keys = LoginKeys::read(who, &names, before)?;
+    if service.is_some() || who.has("request") {
+        names.report_unused(who);
+    }
+    let description = match (service, keys.request.is_some()) {
+        (None, true) => keys.into_description(),
+        _ => keys.applied_to(base),
+    };
+    Some(DescribedLogin {
+        description,
+        defaults,
+    })
+}
+
+fn service(value: &ConfigValue<'_>) -> Option<&'static ServiceLogin> {
+    let name = text(value)?;
+    let found = ServiceLogin::named(&name);
+    if found.is_none() {
+        let names = SERVICE_LOGINS.iter().map(|service| service.name);
+        let suggestion = match nearest(&name, names) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "tollgate profiles lists them".to_owned(),
+        };
+        value.complain("is not the name of a login that is known", &suggestion);
+    }
+    found
 }
 
 fn login_per_endpoint(

@@ -92,7 +92,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         replay_limit: usize::try_from(replay_limit).unwrap_or(usize::MAX),
         probe: table
             .read("probe", probe)
-            .unwrap_or_else(|| profile.probe.map(PathAndQuery::from_static)),
+            .unwrap_or_else(|| login.probe.or(profile.probe.map(PathAndQuery::from_static))),
         required: table.or("required", flag, true),
         more_endpoints: addresses.collect(),
         endpoint_policy,

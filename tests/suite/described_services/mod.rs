@@ -1,159 +1,32 @@
 //! Services whose login is described in the file: the configurations of `examples/`, in front of servers
 //! that speak as the services' documents say.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+mod service;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use parking_lot::Mutex;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::login_upstream::{KEY, KeyClient};
 use crate::harness::{Gateway, eventually, secret, sha256};
+use service::{Service, ServiceCall, ServiceReply, ServiceState, login, reply};
 
 /// The secret after its rotation.
 const ROTATED: &str = "rotated";
 const SECRET: &str = "a b/\u{fc}:+%&\"\\${x}";
 
-/// One request as it arrived.
-struct ServiceCall {
-    line: String,
-    head: String,
-    body: String,
-}
-
-impl ServiceCall {
-    fn header(&self, name: &str) -> Option<&str> {
-        let mut lines = self.head.lines().skip(1);
-        lines.find_map(|line| {
-            let (found, value) = line.split_once(": ")?;
-            found.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-}
-
-/// Status, header lines and body of a response.
-struct ServiceReply {
-    status: u16,
-    headers: String,
-    body: String,
-}
-
-fn reply(status: u16, body: &str) -> ServiceReply {
-    ServiceReply {
-        status,
-        headers: String::new(),
-        body: body.to_owned(),
-    }
-}
-
-/// Lives until the test's runtime ends.
-#[derive(Clone)]
-struct Service {
-    address: SocketAddr,
-    state: Arc<Mutex<ServiceState>>,
-}
-
-/// What the service does now.
-struct ServiceState {
-    /// The token that it takes.
-    valid: String,
-    logins: usize,
-    /// In place of the response to a login.
-    login_reply: Option<fn() -> ServiceReply>,
-}
-
-type Behaviour = fn(&ServiceCall, &mut ServiceState) -> ServiceReply;
-
-impl Service {
-    async fn start(behaviour: Behaviour) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let service = Self {
-            address: listener.local_addr().unwrap(),
-            state: Arc::new(Mutex::new(ServiceState {
-                valid: String::new(),
-                logins: 0,
-                login_reply: None,
-            })),
-        };
-        let state = Arc::clone(&service.state);
-        tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(serve(tcp, behaviour, Arc::clone(&state)));
-            }
-        });
-        service
-    }
-
-    fn logins(&self) -> usize {
-        self.state.lock().logins
-    }
-
-    /// The token in use ends without notice.
-    fn revoke(&self) {
-        self.state.lock().valid = "none".to_owned();
-    }
-
-    fn respond_to_logins(&self, reply: Option<fn() -> ServiceReply>) {
-        self.state.lock().login_reply = reply;
-    }
-}
-
-async fn serve(
-    mut tcp: TcpStream,
-    behaviour: Behaviour,
-    state: Arc<Mutex<ServiceState>>,
-) -> std::io::Result<()> {
-    loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(tcp.read_u8().await?);
-        }
-        let head = String::from_utf8(head).unwrap();
-        let line = head.lines().next().unwrap().replace(" HTTP/1.1", "");
-        let mut call = ServiceCall {
-            line,
-            head,
-            body: String::new(),
-        };
-        let length = call
-            .header("content-length")
-            .map_or(0, |text| text.parse().unwrap());
-        let mut body = vec![0; length];
-        tcp.read_exact(&mut body).await?;
-        call.body = String::from_utf8(body).unwrap();
-        let ServiceReply {
-            status,
-            headers,
-            body,
-        } = behaviour(&call, &mut state.lock());
-        let length = body.len();
-        let text =
-            format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
-        tcp.write_all(text.as_bytes()).await?;
-    }
-}
-
-/// Notes a login, and returns the token or what the test wants instead.
-fn login(state: &mut ServiceState, granted: impl Fn(&str) -> ServiceReply) -> ServiceReply {
-    state.logins += 1;
-    match state.login_reply {
-        Some(other) => other(),
-        None => {
-            state.valid = format!("token-{}", state.logins);
-            granted(&state.valid)
-        }
-    }
-}
-
 /// A gate with a configuration of `examples/` in front of `service`.
 async fn gate(example: &str, service: &Service) -> (Gateway, KeyClient) {
+    gate_of(&example_text(example), service).await
+}
+
+fn example_text(example: &str) -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/");
-    let text = std::fs::read_to_string(format!("{path}{example}")).unwrap();
+    std::fs::read_to_string(format!("{path}{example}")).unwrap()
+}
+
+async fn gate_of(text: &str, service: &Service) -> (Gateway, KeyClient) {
     let folder = tempfile::tempdir().unwrap();
     tollgate::emulator::certificates::make(&folder.path().join("certs")).unwrap();
     secret(&folder.path().join("service-secret"), SECRET);
@@ -268,6 +141,21 @@ async fn keystone_works_with_the_example() {
     assert_eq!(service.logins(), 2);
 }
 
+/// The same by the profile's name instead of the written login.
+#[tokio::test(flavor = "multi_thread")]
+async fn keystone_works_by_its_profile() {
+    let service = Service::start(keystone).await;
+    let text = example_text("keystone-service.toml");
+    let begin = text.find("domain = \"default\"").unwrap();
+    let end = text.find("[[route]]").unwrap();
+    let short = format!("{}profile = \"keystone\"\n{}", &text[..begin], &text[end..]);
+    let (_gateway, client) = gate_of(&short, &service).await;
+    assert_eq!(client.get("/v3/projects").await, 200);
+    service.revoke();
+    assert_eq!(client.get("/v3/projects").await, 200);
+    assert_eq!(service.logins(), 2);
+}
+
 /// JSON-RPC: every response is a 200.
 fn zabbix(call: &ServiceCall, state: &mut ServiceState) -> ServiceReply {
     let sent: Value = serde_json::from_str(&call.body).unwrap();
@@ -369,4 +257,31 @@ async fn a_busy_token_endpoint_is_asked_again_after_its_retry_after() {
     service.respond_to_logins(None);
     eventually("the next login", async || service.logins() > logins).await;
     assert_eq!(client.get("/orders/1").await, 200);
+}
+
+/// `tollgate profiles` lists what `login.profile` takes, and prints one that can be pasted.
+#[test]
+fn the_command_lists_and_prints_the_known_services() {
+    let run = |arguments: &[&str]| {
+        let program = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let output = { program }.args(arguments).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (
+            output.status.success(),
+            text,
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (is_good, list, _) = run(&["profiles"]);
+    assert!(is_good && list.lines().count() >= 20, "{list}");
+    for line in list.lines() {
+        let name = line.split(' ').next().unwrap();
+        let (is_good, shown, _) = run(&["profiles", "show", name]);
+        assert!(is_good && shown.contains("[upstream.main.login"), "{shown}");
+    }
+    let (is_good, _, told) = run(&["profiles", "show", "keystnoe"]);
+    assert!(
+        !is_good && told.contains("did you mean keystone?"),
+        "{told}"
+    );
 }
