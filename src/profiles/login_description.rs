@@ -1,6 +1,7 @@
 //! A login as data: how the request is made, where the response has token and expiry, how the
 //! token goes on requests. `upstream` makes the call.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
@@ -118,6 +119,48 @@ pub enum ExpirySource {
     JwtExp,
     /// What the service's manual says.
     Fixed(Duration),
+}
+
+impl LoginDescription {
+    /// The call as text, without user name and password: two logins of one user that differ in it may bring
+    /// different tokens. Kept tokens are bound to it, so its form must stay.
+    pub fn call(&self) -> String {
+        let mut text = format!("{} {}", self.method, self.target);
+        for header in &self.headers {
+            text.push_str(&format!("\n{}: {}", header.name, header.value));
+        }
+        match &self.body {
+            LoginContent::Empty => {}
+            LoginContent::Json(json) => text.push_str(&format!("\njson {json}")),
+            LoginContent::Form(fields) => {
+                for field in fields {
+                    text.push_str(&format!("\n{}={}", field.name, field.value));
+                }
+            }
+        }
+        text
+    }
+}
+
+impl fmt::Display for JsonTemplate {
+    /// Much as JSON is written, with the names of what is known only later.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{:?}", text.to_string()),
+            Self::List(items) => {
+                f.write_str("[")?;
+                items.iter().try_for_each(|item| write!(f, "{item},"))?;
+                f.write_str("]")
+            }
+            Self::Object(members) => {
+                f.write_str("{")?;
+                let member = |member: &JsonMember| write!(f, "{:?}:{},", member.name, member.value);
+                members.iter().try_for_each(member)?;
+                f.write_str("}")
+            }
+            Self::Other(value) => write!(f, "{value}"),
+        }
+    }
 }
 
 impl JsonTemplate {

@@ -16,6 +16,8 @@ pub(in crate::upstream) struct LoginIdentity {
     pub(in crate::upstream) endpoint: Option<Arc<str>>,
     /// The user that logs in, and the service: another `Host` may be another one at the same address.
     pub(super) account: String,
+    /// What is asked for: a project, a scope or another call may bring another token for the same user.
+    call: String,
 }
 
 impl LoginIdentity {
@@ -27,6 +29,7 @@ impl LoginIdentity {
             name: Arc::clone(&upstream.name),
             endpoint: None,
             account: account(upstream, login, &upstream.base),
+            call: upstream.login_description.call(),
         }
     }
 
@@ -40,6 +43,7 @@ impl LoginIdentity {
             name: format!("{}@{name}", upstream.name).into(),
             endpoint: Some(Arc::clone(name)),
             account: account(upstream, login, &endpoint.base),
+            call: upstream.login_description.call(),
         }
     }
 }
@@ -55,6 +59,6 @@ fn account(upstream: &config::UpstreamConfig, login: &config::Login, base: &Base
 /// What a kept token is bound to. It is part of the sealed format.
 impl fmt::Display for LoginIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lease\n{}\n{}", self.name, self.account)
+        write!(f, "lease\n{}\n{}\n{}", self.name, self.account, self.call)
     }
 }

@@ -12,6 +12,7 @@ use crate::harness::login_upstream::{KEY, KeyClient};
 use crate::harness::{Gateway, eventually, secret, sha256};
 use service::{Service, ServiceCall, ServiceReply, ServiceState, login, reply};
 
+const STORE_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 /// The secret after its rotation.
 const ROTATED: &str = "rotated";
 const SECRET: &str = "a b/\u{fc}:+%&\"\\${x}";
@@ -31,6 +32,7 @@ async fn gate_of(text: &str, service: &Service) -> (Gateway, KeyClient) {
     tollgate::emulator::certificates::make(&folder.path().join("certs")).unwrap();
     secret(&folder.path().join("service-secret"), SECRET);
     secret(&folder.path().join("gate-password"), "a-Passw0rd!");
+    secret(&folder.path().join("store-key"), STORE_KEY);
     let url = text
         .lines()
         .find(|line| line.starts_with("url = "))
@@ -75,7 +77,10 @@ fn orders(call: &ServiceCall, state: &mut ServiceState) -> ServiceReply {
             sent == encoded || sent == format!("gate:{ROTATED}"),
             "{sent}"
         );
-        assert_eq!(call.body, "grant_type=client_credentials&scope=orders.read");
+        assert!(
+            call.body
+                .starts_with("grant_type=client_credentials&scope=orders.")
+        );
         return login(state, |token| {
             let body = json!({"access_token": token, "token_type": "bearer", "expires_in": "3600"});
             reply(200, &body.to_string())
@@ -153,6 +158,27 @@ async fn keystone_works_by_its_profile() {
     assert_eq!(client.get("/v3/projects").await, 200);
     service.revoke();
     assert_eq!(client.get("/v3/projects").await, 200);
+    assert_eq!(service.logins(), 2);
+}
+
+/// A token for one project is not used for another, also where it was kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_token_belongs_to_its_call() {
+    let service = Service::start(orders).await;
+    let kept = "path = \"data\"\nkey = { file = \"store-key\" }";
+    let text = example_text("oauth2-service.toml");
+    let text = text.replace("path = \"/var/lib/tollgate/tollgate.redb\"", kept);
+    let (gateway, client) = gate_of(&text, &service).await;
+    assert_eq!(client.get("/orders/1").await, 200);
+    let gateway = gateway.restart().await;
+    assert_eq!(KeyClient(gateway.client()).get("/orders/1").await, 200);
+    assert_eq!(service.logins(), 1, "the token was kept");
+    let file = gateway.config_file();
+    let written = std::fs::read_to_string(&file).unwrap();
+    let folder = gateway.into_folder().await;
+    std::fs::write(&file, written.replace("orders.read", "orders.write")).unwrap();
+    let gateway = Gateway::from_file(folder, file).await;
+    assert_eq!(KeyClient(gateway.client()).get("/orders/1").await, 200);
     assert_eq!(service.logins(), 2);
 }
 
