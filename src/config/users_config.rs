@@ -28,6 +28,7 @@ pub struct UsersConfig {
 /// What one user may do, from `[[user]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserRule {
+    /// In lower case: an upstream that has the users may take a name in either.
     pub name: Arc<str>,
     /// Empty: every upstream.
     pub upstreams: Vec<Arc<str>>,
@@ -36,8 +37,12 @@ pub struct UserRule {
 impl UsersConfig {
     /// The upstreams that the user may call; empty: every one.
     pub fn upstreams_of(&self, user: &str) -> &[Arc<str>] {
+        if self.rules.is_empty() {
+            return &self.upstreams;
+        }
+        let user = user.to_lowercase();
         // Sorted by name.
-        let found = self.rules.binary_search_by(|rule| (*rule.name).cmp(user));
+        let found = self.rules.binary_search_by(|rule| (*rule.name).cmp(&*user));
         found.map_or(&self.upstreams, |position| &self.rules[position].upstreams)
     }
 }

@@ -209,3 +209,19 @@ fn loopback_behind_a_proxy_of_another_host_is_not_private() {
     let allowed = format!("{}\nallow_plaintext = true", lines("proxy.internal"));
     assert!(upstream(&allowed).is_ok());
 }
+
+#[test]
+fn the_version_of_http_is_one_of_three_words() {
+    for wrong in ["\"yes\"", "\"Auto\"", "2", "true"] {
+        let text = refusal(&format!("url = \"https://a.internal\"\nhttp2 = {wrong}"));
+        for word in ["upstream.main.http2", "never", "auto", "always"] {
+            assert!(text.contains(word), "{wrong}: {text}");
+        }
+    }
+    // Over a Unix socket both ends must know it; nothing there can choose.
+    let always = upstream("url = \"unix:/run/webapp.sock\"\nhttp2 = \"always\"").unwrap();
+    assert!(always.warnings.is_empty(), "{:?}", always.warnings);
+    let auto = upstream("url = \"unix:/run/webapp.sock\"\nhttp2 = \"auto\"").unwrap();
+    let warning = format!("{:?}", auto.warnings);
+    assert!(warning.contains("has no effect without TLS"), "{warning}");
+}

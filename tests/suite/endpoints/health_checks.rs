@@ -130,6 +130,40 @@ async fn reloads_move_no_count_and_make_no_check() {
     gate.becomes_quiet().await;
 }
 
+/// A check that a reload finds under way, and that it ends, says nothing about the endpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn reloads_while_checks_are_under_way_count_no_failure() {
+    let (a, b) = (Server::start().await, Server::start().await);
+    for server in [&a, &b] {
+        server.delay_health(Duration::from_secs(1));
+    }
+    let text = |number: usize| {
+        let lines = format!(
+            "concurrency = {number}\nslow_start = \"0s\"\n[upstream.main.health_check]\n\
+             path = \"/health\"\ninterval = \"3s\"\ntimeout = \"3s\""
+        );
+        config(&urls(&[&a, &b]), &lines)
+    };
+    let gate = EndpointGate::of(&text(10)).await;
+    eventually("the first checks", async || a.checks() + b.checks() >= 2).await;
+    let load = Load::start(&gate, 2, &Method::POST);
+    for number in 0..15 {
+        gate.reload(&text(11 + number)).await;
+    }
+    eventually("a check that passed", async || {
+        let passed = ["outcome=\"succeeded\""];
+        gate.metric("tollgate_endpoint_checks_total", &passed).await > 0.0
+    })
+    .await;
+    let failures = ["outcome=\"failed\""];
+    let failures = gate.metric("tollgate_endpoint_checks_total", &failures);
+    assert_eq!(failures.await, 0.0);
+    assert_eq!(gate.ejections().await, 0.0);
+    let statuses = load.end().await;
+    assert_eq!(failed(&statuses), [0; 0], "of {}", statuses.len());
+    assert!(!gate.readiness().await.contains("endpoint"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newcomer_is_not_believed() {
     let (a, hole) = (Server::start().await, BlackHole::start().await);

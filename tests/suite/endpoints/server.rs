@@ -41,6 +41,7 @@ struct State {
     logins: Option<Behaviour>,
     /// The status for `/health`.
     health: u16,
+    health_delay: Duration,
     /// Tokens that it has issued, if it takes no others; None: it takes any.
     own_tokens: Option<Vec<String>>,
     seen: BTreeMap<String, usize>,
@@ -67,6 +68,7 @@ impl Server {
                 behaviour,
                 logins: None,
                 health: 200,
+                health_delay: Duration::ZERO,
                 own_tokens: None,
                 seen: BTreeMap::new(),
                 tasks: Vec::new(),
@@ -102,6 +104,11 @@ impl Server {
 
     pub(super) fn set_health(&self, status: u16) {
         self.state.lock().health = status;
+    }
+
+    /// The time that a health check takes.
+    pub(super) fn delay_health(&self, delay: Duration) {
+        self.state.lock().health_delay = delay;
     }
 
     /// Requests to this method and path.
@@ -161,7 +168,7 @@ impl Server {
                 let mut state = self.state.lock();
                 *state.seen.entry(line.clone()).or_default() += 1;
                 match line.as_str() {
-                    "GET /health" => Behaviour::Respond(state.health, Duration::ZERO),
+                    "GET /health" => Behaviour::Respond(state.health, state.health_delay),
                     "POST /v1/users/login" => {
                         let token = Behaviour::Respond(0, Duration::ZERO);
                         state.logins.clone().unwrap_or(token)

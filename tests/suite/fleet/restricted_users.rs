@@ -91,7 +91,7 @@ async fn a_user_for_one_upstream_reaches_no_other_from_the_reload_on() {
     for client in [&worker, &other] {
         assert_eq!(status(client, "GET", &format!("/south{PATH}")).await, 200);
     }
-    let rule = "[[user]]\nname = \"worker\"\nupstreams = [\"north\"]";
+    let rule = "[[user]]\nname = \"Worker\"\nupstreams = [\"north\"]";
     reload(&gateway, &text(&north, &south, rule)).await;
     for method in ["GET", "HEAD", "POST"] {
         let refused = status(&worker, method, &format!("/south{PATH}")).await;

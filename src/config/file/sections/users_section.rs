@@ -79,6 +79,7 @@ fn user_rules(
     let mut rules: Vec<UserRule> = Vec::new();
     for table in root.sections("user") {
         let name = table.required("name", username, "\"worker\"");
+        let name = name.map(|name| name.to_lowercase());
         let allowed = some(named_upstream(upstreams));
         let allowed = table.required("upstreams", allowed, "[\"main\"]");
         let (Some(name), Some(upstreams)) = (name, allowed) else {
