@@ -220,13 +220,16 @@ async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> Vec<Che
             "was not tried: with single_active_token it would end the token of a gate that runs";
         return vec![CheckResult::odd(key, reason, "")];
     }
-    let tried = trial.log_in(login).await.into_iter();
-    tried
-        .map(|tried| login_result(&tried, login, key))
+    let tried = trial.log_in(login).await;
+    let is_one_good = tried.iter().any(|tried| tried.outcome.is_ok());
+    let results = tried.iter();
+    results
+        .map(|tried| login_result(tried, is_one_good, login, key))
         .collect()
 }
 
-fn login_result(tried: &TriedLogin, login: &Login, key: &str) -> CheckResult {
+/// `is_one_good`: another endpoint would get the requests.
+fn login_result(tried: &TriedLogin, is_one_good: bool, login: &Login, key: &str) -> CheckResult {
     let place = match &tried.endpoint {
         Some(endpoint) => format!("endpoint {endpoint}"),
         None => "the upstream".to_owned(),
@@ -240,6 +243,10 @@ fn login_result(tried: &TriedLogin, login: &Login, key: &str) -> CheckResult {
                 left.as_secs()
             ),
         ),
+        Err(error) if is_one_good => {
+            let text = format!("{place}: {}", chain(error));
+            CheckResult::odd(key, &text, "the other endpoints get its requests")
+        }
         Err(error) if tried.endpoint.is_some() => {
             CheckResult::wrong(key, format!("{place}: {}", chain(error)))
         }

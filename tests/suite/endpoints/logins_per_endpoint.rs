@@ -214,3 +214,27 @@ async fn a_restart_with_a_key_logs_in_nowhere() {
     assert!(a.requests() > 5 && b.requests() > 5);
     assert_eq!((a.logins(), b.logins()), (1, 1));
 }
+
+/// `check --connect` logs in at each; one that refuses is a warning while another one does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_tries_the_login_at_each_endpoint() {
+    let (a, b) = (strict().await, strict().await);
+    let gate = gate_with_all(&[&a, &b], "").await;
+    let file = gate.gateway.config_file();
+    let check = async || {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        program.args(["check", "--connect", "--config"]).arg(&file);
+        let output = tokio::task::spawn_blocking(move || program.output().unwrap()).await;
+        let output = output.unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), told)
+    };
+    a.set_logins(Some(Behaviour::Respond(401, Duration::ZERO)));
+    let (is_good, told) = check().await;
+    let place = format!("endpoint {}: ", a.url());
+    assert!(is_good && told.contains(&place), "{told}");
+    assert!(told.contains("the other endpoints"), "{told}");
+    b.set_logins(Some(Behaviour::Respond(401, Duration::ZERO)));
+    let (is_good, told) = check().await;
+    assert!(!is_good && told.contains("2 problems"), "{told}");
+}
