@@ -134,6 +134,11 @@ const BAD_LINES: &[(&str, &str)] = &[
         "no such value",
     ),
     ("client_id = 'x'", "means the same as username"),
+    ("profil = 'x'", "did you mean profile?"),
+    (
+        "app = \"a\\nb\"\ninject = [{ header = 'X-T', value = '{token}' }, { header = 'X-A', value = '{app}' }]",
+        "cannot stand in a header",
+    ),
 ];
 
 #[test]
@@ -145,7 +150,7 @@ fn a_mistake_is_told_with_its_key_and_what_to_write() {
         let refusal = refusal(&format!("{before}\n{line}"));
         assert!(refusal.contains(expected), "{line}\n{refusal}");
         assert!(refusal.contains("upstream.main.login"), "{refusal}");
-        let numbers = ["  7  ", "  9  ", "  10  "];
+        let numbers = ["  7  ", "  9  ", "  10  ", "  11  "];
         let has_line = numbers.iter().any(|number| refusal.contains(number));
         assert!(has_line, "{refusal}");
     }

@@ -7,7 +7,7 @@ use toml::de::DeValue;
 use super::login_names::LoginNames;
 use super::login_request_keys::{LoginRequest, login_request};
 use super::login_response_keys::{expiry_sources, token_source};
-use super::login_values::header_name;
+use super::login_values::{header_name, header_text};
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::value_readers::some;
 use crate::profiles::{ExpirySource, HeaderTemplate, LoginDescription, TemplateName, TokenSource};
@@ -109,7 +109,10 @@ fn injected(value: &ConfigValue<'_>, names: &LoginNames) -> Option<Vec<HeaderTem
     let one = |value: &ConfigValue<'_>| {
         let table = value.table()?;
         let name = table.required("header", header_name, "\"authorization\"");
-        let template = |value: &ConfigValue<'_>| names.template(value, &[TemplateName::Token]);
+        let template = |value: &ConfigValue<'_>| {
+            let template = names.template(value, &[TemplateName::Token])?;
+            header_text(value, template)
+        };
         let template = table.required("value", template, "\"Bearer {token}\"");
         Some(HeaderTemplate {
             name: name?,

@@ -124,7 +124,7 @@ impl LoginNames {
             .filter(|value| !used.contains(&value.name))
         {
             let known = [
-                "username", "password", "request", "token", "expires", "inject",
+                "username", "password", "profile", "request", "token", "expires", "inject",
             ];
             let suggestion = match nearest(&value.name, known) {
                 Some(near) => format!("did you mean {near}?"),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use toml::de::DeValue;
 
 use super::login_names::LoginNames;
-use super::login_values::{json_pointer, json_value, settable_header};
+use super::login_values::{header_text, json_pointer, json_value, settable_header};
 use crate::config::file::config_table::{ConfigTable, ConfigValue};
 use crate::config::file::value_readers::{method, number, some, word};
 use crate::profiles::{
@@ -22,6 +22,7 @@ const REFUSED: [StatusCode; 5] = [
     StatusCode::NOT_FOUND,
     StatusCode::UNPROCESSABLE_ENTITY,
 ];
+
 /// The call of a login.
 pub(super) struct LoginRequest {
     pub(super) method: Method,
@@ -171,16 +172,11 @@ fn headers(table: &ConfigTable<'_>, names: &LoginNames) -> Option<Vec<HeaderTemp
             value.complain("is no header that a login can set", "");
             return None;
         };
-        let template = names.in_request(&value)?;
-        let as_it_is = |text: &str, into: &mut String| into.push_str(text);
-        let example = template.fill(|_| "x", as_it_is);
-        if http::HeaderValue::from_str(&example).is_err() {
-            value.complain("cannot stand in a header", "");
-            return None;
-        }
         Some(HeaderTemplate {
             name: known,
-            value: template,
+            value: names
+                .in_request(&value)
+                .and_then(|text| header_text(&value, text))?,
         })
     };
     // All are read, so that each problem is told.

@@ -1,12 +1,13 @@
 //! Values that the keys of a login share.
 
-use http::HeaderName;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 use toml::de::DeValue;
 
 use crate::config::file::config_table::ConfigValue;
 use crate::config::file::value_readers::text;
+use crate::profiles::Template;
 
 /// Fields of the connection, and `Cookie`, which is the client's.
 const NOT_OURS: [HeaderName; 7] = [
@@ -23,6 +24,17 @@ const NOT_OURS: [HeaderName; 7] = [
 pub(super) fn settable_header(name: &str) -> Option<HeaderName> {
     let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
     (!NOT_OURS.contains(&name)).then_some(name)
+}
+
+/// `template`, if its own text can stand in a header.
+pub(super) fn header_text(value: &ConfigValue<'_>, template: Template) -> Option<Template> {
+    let as_it_is = |text: &str, into: &mut String| into.push_str(text);
+    let example = template.fill(|_| "x", as_it_is);
+    if HeaderValue::from_str(&example).is_err() {
+        value.complain("cannot stand in a header", "");
+        return None;
+    }
+    Some(template)
 }
 
 /// The name of a header that carries a token.
